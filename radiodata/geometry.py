@@ -1,0 +1,130 @@
+"""Boxes, tile grids and affines: numbers in, numbers out.
+
+Axes are ``(x, y, z)`` everywhere; a box is an int64 array of shape ``(3, 2)``: start and stop per axis.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from radiodata._typing import Affine, Box
+
+Shape3: TypeAlias = tuple[int, int, int]
+
+RAS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+def shape3(value: int | Sequence[int], name: str = "shape") -> Shape3:
+    """Make three positive ints of one int or three.
+
+    Raises
+    ------
+    ValueError
+        When it is neither one nor three positive ints.
+    """
+    values = (value,) * 3 if isinstance(value, int | np.integer) else tuple(value)
+    if len(values) != 3 or any(int(v) != v or v < 1 for v in values):
+        raise ValueError(f"{name} must be one positive int or three (x, y, z), not {value!r}")
+    return (int(values[0]), int(values[1]), int(values[2]))
+
+
+def box(start: Sequence[int] | NDArray[np.int64], stop: Sequence[int] | NDArray[np.int64]) -> Box:
+    """Pair start and stop into a box of shape ``(3, 2)``."""
+    return np.stack([np.asarray(start, np.int64), np.asarray(stop, np.int64)], axis=1)
+
+
+def box_shape(b: Box) -> Shape3:
+    """Side lengths of a box, in voxels."""
+    side = b[:, 1] - b[:, 0]
+    return (int(side[0]), int(side[1]), int(side[2]))
+
+
+def clip_box(b: Box, shape: Sequence[int]) -> Box:
+    """Part of a box that lies inside a volume of `shape`."""
+    return np.clip(b, 0, np.asarray(shape, np.int64)[:, None])
+
+
+def union_box(boxes: Sequence[Box]) -> Box:
+    """Smallest box around several."""
+    stacked = np.stack(list(boxes))
+    return np.stack([stacked[..., 0].min(axis=0), stacked[..., 1].max(axis=0)], axis=1)
+
+
+def box_slices(b: Box, origin: Sequence[int] | NDArray[np.int64] = (0, 0, 0)) -> tuple[slice, slice, slice]:
+    """Slices of a box relative to `origin`."""
+    (x, y, z) = (slice(int(lo - o), int(hi - o)) for (lo, hi), o in zip(b, origin, strict=True))
+    return (x, y, z)
+
+
+def tile_counts(shape: Sequence[int], tile: Sequence[int]) -> Shape3:
+    """Number of tiles along each axis of a volume."""
+    (x, y, z) = (-(-int(s) // int(t)) for s, t in zip(shape, tile, strict=True))
+    return (x, y, z)
+
+
+def tiles_touched(b: Box, tile: Sequence[int]) -> int:
+    """Number of tiles that a read of the box decodes."""
+    t = np.asarray(tile, np.int64)
+    return int(np.prod((b[:, 1] + t - 1) // t - b[:, 0] // t))
+
+
+def spacing_of(affine: Affine) -> NDArray[np.float64]:
+    """Voxel spacing in mm, the column norms of an affine."""
+    norms: NDArray[np.float64] = np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0)
+    return norms
+
+
+def crop_affine(affine: Affine, start: Sequence[int] | NDArray[np.int64]) -> Affine:
+    """Affine of a crop whose voxel 0 lies at `start` of the volume."""
+    out = np.array(affine, np.float64)
+    out[:3, 3] += out[:3, :3] @ np.asarray(start, np.float64)
+    return out
+
+
+def ras_transform(affine: Affine) -> NDArray[np.int8]:
+    """Flips and permutation that bring an affine's axes closest to RAS+.
+
+    Returns
+    -------
+    ndarray of int8, shape (3, 2)
+        Row i: the output axis that input axis i becomes, and +1 or -1 (the convention of
+        ``nibabel.orientations``).
+
+    Raises
+    ------
+    ValueError
+        When an axis of the affine has no direction.
+    """
+    from nibabel.orientations import io_orientation
+
+    ornt = io_orientation(affine)
+    if np.isnan(ornt).any():
+        raise ValueError(f"the affine has an axis without direction: {np.asarray(affine).tolist()}")
+    return np.asarray(ornt, np.int8)
+
+
+def axis_codes(affine: Affine) -> str:
+    """Closest anatomical codes of an affine's axes, such as ``"LPS"``."""
+    ornt = ras_transform(affine)
+    return "".join(RAS_LABELS[axis][int(flip > 0)] for axis, flip in ornt)
+
+
+def reorient_affine(affine: Affine, ornt: NDArray[np.int8], shape: Sequence[int]) -> Affine:
+    """Affine after `ornt` was applied to an array of `shape`."""
+    from nibabel.orientations import inv_ornt_aff
+
+    return np.asarray(affine, np.float64) @ np.asarray(inv_ornt_aff(ornt, tuple(shape)), np.float64)
+
+
+def reorient(voxels: NDArray[np.generic], ornt: NDArray[np.int8]) -> NDArray[np.generic]:
+    """View of `voxels`, shape ``(channel, x, y, z)``, with flips and permutation applied; no copy."""
+    flips = tuple(slice(None, None, int(step)) for step in ornt[:, 1])
+    order = np.argsort(ornt[:, 0])
+    return voxels[(slice(None), *flips)].transpose(0, *(int(a) + 1 for a in order))

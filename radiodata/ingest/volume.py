@@ -1,0 +1,116 @@
+"""One file to one row: load, write voxels into a shard slot, count."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from radiodata.geometry import spacing_of
+from radiodata.ingest.nifti import NiftiError, NiftiVolume, load
+from radiodata.ingest.statistics import image_statistics, label_statistics
+from radiodata.store.context import context
+from radiodata.store.layout import shard_name, shard_uri
+from radiodata.store.obs import RUN, SUBJECT, volume_key
+from radiodata.store.writer import ensure_shard, write_volume
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from radiodata.store.config import ReadConfig, StoreConfig
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a volume goes: a place that no other volume of any run is given."""
+
+    collection: str
+    collection_uri: str
+    kind: str
+    run: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """A volume whose voxels are written and whose rows are not: it does not exist yet."""
+
+    collection: str
+    obs_id: str
+    obs: dict[str, Any]
+    key: str
+    tiles: dict[str, Any]
+
+
+def write_file(path: Path, subject: str, slot: Slot, config: StoreConfig, read: ReadConfig) -> Written:
+    """Load a NIfTI file, write its voxels into `slot`, and make its rows.
+
+    Raises
+    ------
+    NiftiError
+        When the file cannot be taken.
+    """
+    ctx = context(read)
+    volume = load(path, orient=config.orient, label=slot.kind == "label")
+    if slot.kind == "label" and (volume.voxels.dtype.kind == "f" or (volume.slope, volume.intercept) != (1.0, 0.0)):
+        raise NiftiError(f"holds values that are not whole numbers, but {slot.collection!r} is a label collection")
+    if slot.kind == "label" and len(volume.voxels) > 1:
+        raise NiftiError(f"holds {len(volume.voxels)} channels, but {slot.collection!r} is a label collection")
+    shard = shard_name(slot.run, slot.index // config.slots, str(volume.voxels.dtype))
+    uri, place = shard_uri(slot.collection_uri, shard), slot.index % config.slots
+    ensure_shard(uri, str(volume.voxels.dtype), config, ctx)
+    write_volume(uri, place, volume.voxels, ctx)
+    statistics = _statistics(volume, slot.kind, config)
+    row = {
+        SUBJECT: subject,
+        "shard": shard,
+        "slot": place,
+        RUN: slot.run,
+        **_grid(volume),
+        **statistics.obs,
+        **_source(volume, path),
+    }
+    return Written(slot.collection, f"{subject}_{slot.collection}", row, volume_key(shard, place), statistics.tiles)
+
+
+def _statistics(volume: NiftiVolume, kind: str, config: StoreConfig) -> Any:
+    values = volume.voxels
+    if (volume.slope, volume.intercept) != (1.0, 0.0):
+        values = (values * np.float64(volume.slope) + volume.intercept).astype(np.float32)
+    image = image_statistics(values, config.tile)
+    if kind == "image":
+        return image
+    label = label_statistics(values, config.tile, config.reservoir)
+    return type(label)(obs={**image.obs, **label.obs}, tiles=label.tiles)
+
+
+def _grid(volume: NiftiVolume) -> dict[str, Any]:
+    channels, *size = volume.voxels.shape
+    spacing = spacing_of(volume.affine)
+    return {
+        "channels": channels,
+        **{f"size_{a}": n for a, n in zip("xyz", size, strict=True)},
+        **{f"spacing_{a}": float(s) for a, s in zip("xyz", spacing, strict=True)},
+        "affine": volume.affine.ravel(),
+        "orientation": volume.orientation,
+        "dtype": str(volume.voxels.dtype),
+        "slope": volume.slope,
+        "intercept": volume.intercept,
+    }
+
+
+def _source(volume: NiftiVolume, path: Path) -> dict[str, Any]:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{volume.voxels.dtype.str}{volume.voxels.shape}".encode())
+    digest.update(volume.voxels.data)
+    return {
+        "source_uri": str(path),
+        "source_format": "nifti",
+        "source_dtype": volume.source_dtype,
+        "source_orientation": volume.source_orientation,
+        "source_hash": volume.source_hash,
+        "source_header": volume.header,
+        "content_hash": digest.hexdigest(),
+    }

@@ -1,0 +1,6 @@
+"""Loading: blocks of tiles become crops, crops samples, samples batches."""
+
+from radiodata.loading.dataset import PatchDataset
+from radiodata.loading.loader import PatchLoader, VolumeLoader
+
+__all__ = ["PatchDataset", "PatchLoader", "VolumeLoader"]

@@ -1,0 +1,298 @@
+"""PatchLoader and VolumeLoader: batches for a training loop, exact in length, order and state."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.utils.data import default_collate
+
+from radiodata.errors import ConfigError, StateMismatchError
+from radiodata.geometry import box
+from radiodata.loading.aligned import align
+from radiodata.loading.dataset import current_rank, current_world
+from radiodata.loading.transforms import apply
+from radiodata.loading.transport import At, Batch, BatchSource, ThreadTransport, Transport, WorkerTransport
+from radiodata.sampling.permutation import hash_ints
+from radiodata.store import ReadConfig, read_box
+from radiodata.store.volume import physical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from radiodata._typing import Voxels
+    from radiodata.loading.dataset import PatchDataset, Sample
+    from radiodata.store import Cohort
+
+STATE_VERSION = 1
+
+
+class _PatchBatches:
+    """Makes the batch of this rank for any (epoch, step)."""
+
+    def __init__(self, dataset: PatchDataset, rank: int, world: int, collate: Callable[[list[Any]], Batch]) -> None:
+        self._dataset, self._rank, self._world, self._collate = dataset, rank, world, collate
+
+    def __getitem__(self, at: At) -> Batch:
+        return self._collate(self._dataset.samples(self._dataset.plan.rank_batch(*at, self._rank, self._world)))
+
+    def prefetch(self, at: At) -> None:
+        """Read what the batch needs."""
+        self._dataset.prefetch(self._dataset.plan.rank_batch(*at, self._rank, self._world))
+
+
+class PatchLoader:
+    """Batches of a ``PatchDataset``: this rank's part of every global batch.
+
+    The global batches are the same for any number of ranks and workers. ``len()`` is exact and equal on
+    every rank. ``state_dict()`` counts the batches handed out; a loader that loads it goes on with the very
+    next one, on another number of ranks or workers too.
+
+    Each ``iter()`` begins a new epoch, unless no batch of the current one was handed out yet or a state was
+    just loaded.
+
+    Parameters
+    ----------
+    dataset
+        What the batches are made of.
+    batch_size
+        Global batch: over all ranks together; a multiple of the number of ranks.
+    num_workers
+        Worker processes; 0 reads ahead in threads of this process.
+    prefetch
+        Batches made ahead by each worker, or read ahead by the threads.
+    threads
+        Threads that read ahead when ``num_workers=0``.
+    rank, world_size
+        This process among those that train together; by default what ``torch.distributed`` says.
+    multiprocessing_context
+        ``"fork"``, ``"forkserver"`` or ``"spawn"``; by default Python's.
+    pin_memory
+        Put batches into page-locked memory, for a quicker copy to the GPU.
+    collate_fn
+        Makes a batch of samples.
+    on_mismatch
+        What ``load_state_dict`` does with the state of another plan: refuse it, or begin its epoch anew.
+
+    Raises
+    ------
+    ConfigError
+        When the ranks do not divide the batch, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: PatchDataset,
+        batch_size: int = 4,
+        *,
+        num_workers: int = 2,
+        prefetch: int = 4,
+        threads: int = 2,
+        rank: int | None = None,
+        world_size: int | None = None,
+        multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
+        pin_memory: bool = False,
+        collate_fn: Callable[[list[Any]], Batch] = default_collate,
+        on_mismatch: Literal["error", "restart_epoch"] = "error",
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.rank = current_rank() if rank is None else rank
+        self.world_size = current_world() if world_size is None else world_size
+        dataset.set_batch_size(batch_size)
+        dataset.plan.check_world(self.world_size)
+        if on_mismatch not in ("error", "restart_epoch"):
+            raise ConfigError(f"on_mismatch must be 'error' or 'restart_epoch', not {on_mismatch!r}")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank {self.rank} is not among {self.world_size} ranks")
+        _warn_of_rereads(dataset, num_workers)
+        self._on_mismatch = on_mismatch
+        source = _PatchBatches(dataset, self.rank, self.world_size, collate_fn)
+        self._transport = _transport(source, num_workers, prefetch, threads, multiprocessing_context, pin_memory)
+        self._epoch, self._step, self._fresh = dataset.epoch, 0, True
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that is going on, or comes next."""
+        return self._epoch
+
+    def __len__(self) -> int:
+        """Batches in an epoch; a resumed epoch gives only those that are left of it."""
+        return len(self.dataset.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self._fresh and self._step > 0:
+            self._epoch, self._step = self._epoch + 1, 0
+        self._fresh = False
+        return self._batches(self._epoch, self._step)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        for step, batch in enumerate(self._transport.iterate(epoch, start, len(self)), start + 1):
+            self._epoch, self._step = epoch, step
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin `epoch` with the next ``iter()``."""
+        self._epoch, self._step, self._fresh = epoch, 0, True
+
+    def state_dict(self) -> dict[str, Any]:
+        """State after the batches handed out so far; small, and equal on all ranks."""
+        plan = self.dataset.plan
+        return {
+            "version": STATE_VERSION,
+            "plan_hash": plan.hash,
+            "plan": plan.describe(),
+            "seed": plan.seed,
+            "epoch": self._epoch,
+            "step": self._step,
+            "global_batch": plan.batch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the batches that `state` counts.
+
+        Raises
+        ------
+        StateMismatchError
+            When the state belongs to another plan, naming the fields that differ.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise StateMismatchError(f"loader state version {state.get('version')}; this is version {STATE_VERSION}")
+        epoch, step = int(state["epoch"]), int(state["step"])
+        if state["plan_hash"] != self.dataset.plan.hash:
+            if self._on_mismatch == "error":
+                raise StateMismatchError(_difference(state["plan"], self.dataset.plan.describe()))
+            step = 0
+        if step >= len(self):
+            epoch, step = epoch + 1, 0
+        self._epoch, self._step, self._fresh = epoch, step, True
+
+
+def _difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    fields = sorted(k for k in {*saved, *now} if saved.get(k) != now.get(k))
+    lines = [f"{k}: {saved.get(k)!r} when saved, {now.get(k)!r} now" for k in fields]
+    return (
+        f"the loader state belongs to another plan ({'; '.join(lines)}): resume with the same settings, or pass "
+        "on_mismatch='restart_epoch' to begin its epoch anew"
+    )
+
+
+def _warn_of_rereads(dataset: PatchDataset, workers: int) -> None:
+    groups = dataset.plan.lanes.groups
+    if workers > 1 and groups % workers:
+        legal = [n for n in range(1, groups + 1) if groups % n == 0]
+        warnings.warn(
+            f"num_workers={workers} does not divide canonical_workers={groups}: batches stay the same, but workers read "
+            f"tiles that others read too. Use {', '.join(map(str, legal))} workers, or canonical_workers={workers}.",
+            stacklevel=3,
+        )
+
+
+def _transport(
+    source: BatchSource, workers: int, prefetch: int, threads: int, start_method: str | None, pin_memory: bool
+) -> Transport:
+    if workers < 0 or prefetch < 1 or threads < 1:
+        raise ConfigError(f"num_workers={workers}, prefetch={prefetch}, threads={threads}: at least 0, 1 and 1")
+    if workers:
+        return WorkerTransport(
+            source, workers=workers, prefetch=prefetch, start_method=start_method, pin_memory=pin_memory
+        )
+    return ThreadTransport(source, threads=threads, prefetch=prefetch, pin_memory=pin_memory)
+
+
+class _WholeVolumes:
+    """Makes the sample of a volume of this rank, batch axis first, for any step."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        keys: Mapping[str, str],
+        transform: Callable[[Sample], Any] | None,
+        rank: int,
+        world: int,
+        read: ReadConfig,
+    ) -> None:
+        self._held, self._transform, self._rank, self._world = align(cohort, keys), transform, rank, world
+        self._read = read
+
+    def __len__(self) -> int:
+        return -(-len(self._held.volumes) // self._world)
+
+    def __getitem__(self, at: At) -> Batch:
+        place = at[1] * self._world + self._rank
+        volume = place % len(self._held.volumes)
+        sample = self._sample(volume, padding=place >= len(self._held.volumes))
+        if self._transform is not None:
+            sample = apply(self._transform, sample, int(sample["key"]))
+        return dict(default_collate([sample]))
+
+    def prefetch(self, at: At) -> None:
+        """Leave whole volumes to the time when they are asked for."""
+
+    def _sample(self, volume: int, *, padding: bool) -> Sample:
+        held = self._held
+        whole = box((0, 0, 0), held.volumes.shapes[volume])
+        voxels = {k: self._voxels(k, volume) for k in held.keys}
+        return {
+            **{k: torch.from_numpy(v) for k, v in voxels.items()},
+            **{f"{k}_stats": torch.from_numpy(s[volume].copy()) for k, s in held.stats.items()},
+            "affine": torch.from_numpy(held.affines[volume].copy()),
+            "spacing": torch.from_numpy(held.spacings[volume].copy()),
+            "obs_subject_id": held.volumes.subjects[volume],
+            "obs_id": held.obs_ids[volume],
+            "box": torch.from_numpy(whole),
+            "valid": torch.from_numpy(whole.copy()),
+            "is_padding": padding,
+            "key": hash_ints(volume),
+        }
+
+    def _voxels(self, key: str, volume: int) -> Voxels:
+        held = self._held.keys[key]
+        source = held.sources[volume]
+        stored = read_box(source, box((0, 0, 0), source.size), config=self._read)
+        return physical(stored, source).astype(held.dtype, copy=False)
+
+
+class VolumeLoader:
+    """Whole volumes, one a batch, in the order of the cohort; ranks take turns.
+
+    Where the number of volumes is not a multiple of the ranks, the last turn repeats volumes, flagged
+    ``is_padding``, so that every rank makes the same number of steps. Samples are those of
+    ``PatchDataset``, with a batch axis of 1.
+
+    Parameters
+    ----------
+    cohort, keys, transform
+        As for ``PatchDataset``.
+    num_workers, rank, world_size, multiprocessing_context, pin_memory
+        As for ``PatchLoader``.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        keys: Mapping[str, str],
+        *,
+        transform: Callable[[Sample], Any] | None = None,
+        num_workers: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
+        pin_memory: bool = False,
+        read: ReadConfig | None = None,
+    ) -> None:
+        rank = current_rank() if rank is None else rank
+        world = current_world() if world_size is None else world_size
+        self.batch_size = world
+        self.num_workers = num_workers
+        self._source = _WholeVolumes(cohort, keys, transform, rank, world, read or ReadConfig())
+        self._transport = _transport(self._source, num_workers, 1, 1, multiprocessing_context, pin_memory)
+
+    def __len__(self) -> int:
+        """Turns: volumes over ranks, rounded up."""
+        return len(self._source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._transport.iterate(0, 0, len(self))

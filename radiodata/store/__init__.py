@@ -1,0 +1,10 @@
+"""The obs store: cohorts, collections, volumes; tables and packed voxel arrays in TileDB."""
+
+from radiodata.store.cohort import Cohort
+from radiodata.store.collection import VolumeCollection
+from radiodata.store.config import ReadConfig, StoreConfig
+from radiodata.store.obs import VoxelSource
+from radiodata.store.reader import read_box
+from radiodata.store.volume import Volume
+
+__all__ = ["Cohort", "ReadConfig", "StoreConfig", "Volume", "VolumeCollection", "VoxelSource", "read_box"]

@@ -1,0 +1,144 @@
+"""What lies where in a cohort, and the schemas of its voxel arrays.
+
+::
+
+    URI/                        group, metadata: format version
+      obs_meta                  table of subjects
+      CT/                       group, metadata: kind (image | label), tile
+        obs                     table of volumes
+        tiles                   statistics per tile
+        voxels/RUN-0000-int16   packed shard: dense (volume, channel, x, y, z)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tiledb
+
+from radiodata.errors import CohortNotFoundError, ConfigError, FormatVersionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from radiodata.geometry import Shape3
+    from radiodata.store.config import StoreConfig
+
+FORMAT_VERSION = 1
+VERSION_KEY = "radiodata.format_version"
+KIND_KEY = "radiodata.kind"
+TILE_KEY = "radiodata.tile"
+OBS_META = "obs_meta"
+VOXELS = "voxels"
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+_CHANNELS = 65_536
+_SIDE = 1 << 24
+
+
+def join(uri: str, *parts: str) -> str:
+    """Join a URI of any scheme and names below it."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def check_name(name: str) -> str:
+    """Refuse a collection name that cannot be an attribute of a cohort."""
+    if not NAME.fullmatch(name) or name == OBS_META:
+        raise ConfigError(f"collection name {name!r} must be letters, digits and _, and not {OBS_META!r}")
+    return name
+
+
+def shard_name(run: str, index: int, dtype: str) -> str:
+    """Name of the packed shard that holds volumes of `dtype` written by one run."""
+    return f"{run}-{index:04d}-{dtype}"
+
+
+def shard_uri(collection_uri: str, shard: str) -> str:
+    """Where a packed shard is."""
+    return join(collection_uri, VOXELS, shard)
+
+
+def filter_list(specs: Sequence[str], ctx: tiledb.Ctx) -> tiledb.FilterList:
+    """TileDB filters of ``("byteshuffle", "zstd:3")``."""
+    made = []
+    for spec in specs:
+        name, _, level = spec.partition(":")
+        kind = {
+            "byteshuffle": tiledb.ByteShuffleFilter,
+            "bitshuffle": tiledb.BitShuffleFilter,
+            "zstd": tiledb.ZstdFilter,
+            "lz4": tiledb.LZ4Filter,
+            "gzip": tiledb.GzipFilter,
+        }[name]
+        made.append(kind(level=int(level), ctx=ctx) if level else kind(ctx=ctx))
+    return tiledb.FilterList(made, ctx=ctx)
+
+
+def voxel_schema(dtype: str, tile: Shape3, config: StoreConfig, ctx: tiledb.Ctx) -> tiledb.ArraySchema:
+    """Schema of a packed shard: dense ``(volume, channel, x, y, z)``; volume and channel extent 1.
+
+    The domain is wide and only what is written takes space, so shapes differ freely.
+    """
+    sizes = {"volume": config.slots, "channel": _CHANNELS, "x": _SIDE, "y": _SIDE, "z": _SIDE}
+    extents = {"volume": 1, "channel": 1, **dict(zip("xyz", tile, strict=True))}
+    dims = [
+        tiledb.Dim(name=n, domain=(0, size - 1), tile=extents[n], dtype=np.uint32, ctx=ctx) for n, size in sizes.items()
+    ]
+    voxels = tiledb.Attr("voxels", dtype=np.dtype(dtype), filters=filter_list(config.filters, ctx), ctx=ctx)
+    return tiledb.ArraySchema(tiledb.Domain(*dims, ctx=ctx), attrs=[voxels], ctx=ctx)
+
+
+def group_exists(uri: str, ctx: tiledb.Ctx) -> bool:
+    """Whether a TileDB group is at `uri`."""
+    return bool(tiledb.object_type(uri, ctx=ctx) == "group")
+
+
+def create_group(uri: str, metadata: dict[str, str | int], ctx: tiledb.Ctx) -> None:
+    """Create a group with metadata, or leave the one that is there."""
+    if group_exists(uri, ctx):
+        return
+    tiledb.Group.create(uri, ctx=ctx)
+    with tiledb.Group(uri, "w", ctx=ctx) as group:
+        group.meta.update(metadata)
+
+
+def create_root(uri: str, ctx: tiledb.Ctx) -> None:
+    """Create the root group of a cohort, with its format version."""
+    create_group(uri, {VERSION_KEY: FORMAT_VERSION}, ctx)
+
+
+def add_member(uri: str, name: str, ctx: tiledb.Ctx) -> None:
+    """Register ``uri/name`` as a member of the group at `uri`."""
+    with tiledb.Group(uri, "r", ctx=ctx) as group:
+        if name in group:
+            return
+    with tiledb.Group(uri, "w", ctx=ctx) as group:
+        group.add(uri=name, name=name, relative=True)
+
+
+def read_root(uri: str, ctx: tiledb.Ctx) -> list[str]:
+    """Check the format version of a cohort and list its collections.
+
+    Raises
+    ------
+    CohortNotFoundError
+        When no cohort is at `uri`.
+    FormatVersionError
+        When it was written in a format that this version does not know.
+    """
+    if not group_exists(uri, ctx):
+        raise CohortNotFoundError(
+            f"no cohort at {uri}: make one with `radiodata ingest {uri} ...` or Cohort.from_niftis"
+        )
+    with tiledb.Group(uri, "r", ctx=ctx) as group:
+        version = group.meta.get(VERSION_KEY)
+        members = [str(m.name) for m in group]
+    if version != FORMAT_VERSION:
+        found = "no format version" if version is None else f"format version {version}"
+        raise FormatVersionError(
+            f"the store at {uri} has {found}; this radiodata reads version {FORMAT_VERSION}. "
+            "Install the radiodata release that wrote it, or ingest again."
+        )
+    return sorted(m for m in members if m != OBS_META)

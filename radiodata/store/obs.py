@@ -1,0 +1,132 @@
+"""The columns of `obs` (one row a volume) and of the tile statistics beside the voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from radiodata.store.layout import shard_uri
+from radiodata.store.table import Column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from radiodata._typing import Affine
+    from radiodata.geometry import Shape3
+
+SUBJECT = "obs_subject_id"
+OBS_ID = "obs_id"
+RUN = "ingest_run"
+
+OBS_COLUMNS = (
+    Column(SUBJECT, "string"),
+    Column("shard", "string"),
+    Column("slot", "int"),
+    Column("channels", "int"),
+    *(Column(f"size_{a}", "int") for a in "xyz"),
+    Column("dtype", "string"),
+    *(Column(f"spacing_{a}", "float") for a in "xyz"),
+    Column("affine", "floats"),
+    Column("orientation", "string"),
+    Column("slope", "float"),
+    Column("intercept", "float"),
+    *(Column(f"value_{n}", "float") for n in ("min", "max", "mean", "std", "p005", "p50", "p995")),
+    Column("air_threshold", "float"),
+    Column("nonair_voxels", "int"),
+    Column("label_values", "ints"),
+    Column("label_voxels", "ints"),
+    Column("source_uri", "string"),
+    Column("source_format", "string"),
+    Column("source_dtype", "string"),
+    Column("source_orientation", "string"),
+    Column("source_hash", "string"),
+    Column("content_hash", "string"),
+    Column(RUN, "string"),
+    Column("source_header", "bytes", large=True),
+    Column("histogram", "ints", large=True),
+    Column("histogram_start", "float", large=True),
+    Column("histogram_width", "float", large=True),
+)
+"""Metadata of a volume: no array is opened to answer a question about it.
+
+``slope`` and ``intercept`` bring stored to physical values; ``value_*`` are physical, of the voxels above
+``air_threshold`` (``value_min`` and ``value_max`` of all). Sizes in voxels, spacing in mm.
+"""
+
+IMAGE_TILES = (
+    *(Column(n, "floats") for n in ("tile_min", "tile_max", "tile_sum", "tile_sum_sq")),
+    Column("tile_nonair", "ints"),
+)
+"""Statistics of an image, one value per tile in C order of ``(channel, x, y, z)``."""
+
+LABEL_TILES = tuple(Column(n, "ints") for n in ("tile", "label", "voxels", "kept", "points"))
+"""Statistics of a label volume, one value per (tile, class) that occurs: the tile's index in C order, the
+class, its voxel count, how many coordinates were kept; and those coordinates, as flat indices into the
+volume ``(x, y, z)`` in C order, one after another."""
+
+TILES_INDEX = "volume_key"
+
+
+def visible_columns() -> list[str]:
+    """Columns of `obs` that are read when a cohort is opened."""
+    return [c.name for c in OBS_COLUMNS if not c.large]
+
+
+def volume_key(shard: str, slot: int) -> str:
+    """Identity of written voxels: never used again, not even after an update of the volume."""
+    return f"{shard}/{slot}"
+
+
+@dataclass(frozen=True)
+class VoxelSource:
+    """All that a read of one volume's voxels needs; small and picklable.
+
+    Attributes
+    ----------
+    shape
+        ``(channel, x, y, z)``.
+    token
+        Snapshot of the cohort that hands it out (see ``Handles.array``).
+    """
+
+    uri: str
+    slot: int
+    shape: tuple[int, int, int, int]
+    dtype: str
+    slope: float
+    intercept: float
+    obs_id: str
+    subject: str
+    token: str
+
+    @property
+    def size(self) -> Shape3:
+        """Spatial shape ``(x, y, z)``."""
+        return self.shape[1:]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether physical values differ from stored ones."""
+        return self.slope != 1.0 or self.intercept != 0.0
+
+
+def source_of(collection_uri: str, obs_id: str, row: pd.Series[Any], token: str) -> VoxelSource:
+    """Voxel source of one row of `obs`."""
+    return VoxelSource(
+        uri=shard_uri(collection_uri, str(row["shard"])),
+        slot=int(row["slot"]),
+        shape=(int(row["channels"]), int(row["size_x"]), int(row["size_y"]), int(row["size_z"])),
+        dtype=str(row["dtype"]),
+        slope=float(row["slope"]),
+        intercept=float(row["intercept"]),
+        obs_id=str(obs_id),
+        subject=str(row[SUBJECT]),
+        token=token,
+    )
+
+
+def affine_of(row: pd.Series[Any]) -> Affine:
+    """Affine of a row, shape ``(4, 4)``, float64."""
+    return np.asarray(row["affine"], np.float64).reshape(4, 4)

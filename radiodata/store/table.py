@@ -1,0 +1,175 @@
+"""Typed, nullable tables in sparse TileDB arrays, read and written as pandas frames.
+
+TileDB-Py's own pandas door refuses pandas 3 or wants pyarrow, so columns go through numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import tiledb
+
+from radiodata.errors import ConfigError
+from radiodata.store.layout import filter_list
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+KINDS = ("int", "float", "bool", "string", "datetime", "ints", "floats", "bytes")
+_DTYPES: dict[str, Any] = {
+    "int": np.dtype(np.int64),
+    "float": np.dtype(np.float64),
+    "bool": np.dtype(np.uint8),
+    "string": np.dtype("U"),
+    "datetime": np.dtype("datetime64[ns]"),
+    "ints": np.dtype(np.int64),
+    "floats": np.dtype(np.float64),
+    "bytes": "blob",
+}
+_LISTS = ("ints", "floats", "bytes")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, its kind (see ``KINDS``), and whether it is too large for a plain read."""
+
+    name: str
+    kind: str
+    large: bool = False
+
+
+def infer_columns(frame: pd.DataFrame) -> list[Column]:
+    """Columns for a frame of a user: ints, floats, booleans, dates, and strings.
+
+    Raises
+    ------
+    ConfigError
+        When a column holds something else, such as lists.
+    """
+    return [Column(str(name), _infer_kind(str(name), frame[name])) for name in frame.columns]
+
+
+def _infer_kind(name: str, column: pd.Series[Any]) -> str:
+    types = pd.api.types
+    if types.is_bool_dtype(column.dtype):
+        return "bool"
+    if types.is_integer_dtype(column.dtype):
+        return "int"
+    if types.is_float_dtype(column.dtype):
+        return "float"
+    if types.is_datetime64_any_dtype(column.dtype):
+        return "datetime"
+    odd = [v for v in column.dropna().unique() if not isinstance(v, str)]
+    if odd:
+        raise ConfigError(
+            f"column {name!r} holds {type(odd[0]).__name__} ({odd[0]!r}): give numbers, strings, dates or "
+            "booleans, one kind a column"
+        )
+    return "string"
+
+
+def create_table(uri: str, index: str, columns: Sequence[Column], ctx: tiledb.Ctx) -> None:
+    """Create an empty table whose rows are found by the string column `index`."""
+    zstd = filter_list(["zstd:3"], ctx)
+    dim = tiledb.Dim(name=index, domain=(None, None), tile=None, dtype="ascii", filters=zstd, ctx=ctx)
+    attrs = [_attr(column, ctx) for column in columns]
+    schema = tiledb.ArraySchema(tiledb.Domain(dim, ctx=ctx), attrs=attrs, sparse=True, allows_duplicates=False, ctx=ctx)
+    tiledb.Array.create(uri, schema, ctx=ctx)
+
+
+def _attr(column: Column, ctx: tiledb.Ctx) -> tiledb.Attr:
+    varying = column.kind in ("string", *_LISTS)
+    filters = filter_list(["zstd:3"] if column.kind in ("string", "bytes") else ["byteshuffle", "zstd:3"], ctx)
+    return tiledb.Attr(
+        column.name,
+        dtype=_DTYPES[column.kind],
+        var=varying,
+        nullable=column.kind not in _LISTS,
+        filters=filters,
+        ctx=ctx,
+    )
+
+
+def write_rows(uri: str, frame: pd.DataFrame, columns: Sequence[Column], ctx: tiledb.Ctx) -> None:
+    """Write the rows of `frame` (indexed by id) in one commit; a row of the same id is replaced."""
+    if frame.empty:
+        return
+    ids = np.array([str(i).encode() for i in frame.index], dtype=object)
+    values = {c.name: _encode(frame[c.name], c.kind) for c in columns}
+    with tiledb.open(uri, "w", ctx=ctx) as array:
+        array[ids] = values
+
+
+def _encode(column: pd.Series[Any], kind: str) -> NDArray[Any]:
+    out = np.empty(len(column), dtype=object)
+    if kind in ("ints", "floats"):
+        dtype = _DTYPES[kind]
+        out[:] = [None] * len(column)
+        for i, cell in enumerate(column):
+            out[i] = np.asarray(cell, dtype)
+        return out
+    if kind == "bytes":
+        out[:] = [bytes(cell) for cell in column]
+        return out
+    if kind == "float":
+        return column.to_numpy(np.float64, na_value=np.nan)
+    if kind == "datetime":
+        return column.to_numpy("datetime64[ns]")
+    convert = {"int": int, "bool": int, "string": str}[kind]
+    out[:] = [None if pd.isna(cell) else convert(cell) for cell in column]
+    return out
+
+
+def read_table(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a table (all columns, or those named), sorted by id."""
+    with tiledb.open(uri, ctx=ctx) as array:
+        schema = array.schema
+        kinds = {schema.attr(i).name: _kind_of(schema.attr(i)) for i in range(schema.nattr)}
+        names = list(columns) if columns is not None else list(kinds)
+        # not array.query(...)[:]: that makes TileDB's global context, which a forked child must not inherit
+        raw = array.subarray(slice(None), attrs=names, coords=[index])
+    frame = {name: _decode(raw[name], kinds[name]) for name in names}
+    ids = pd.Index([i.decode() for i in raw[index]], name=index, dtype="str" if _STR_DEFAULT else object)
+    return pd.DataFrame(frame, index=ids).sort_index()
+
+
+_STR_DEFAULT = int(pd.__version__.split(".", maxsplit=1)[0]) >= 3
+
+
+def _kind_of(attr: tiledb.Attr) -> str:
+    if attr.dtype.kind in "SV" or str(attr.dtype) == "blob":
+        return "bytes"
+    if attr.dtype.kind == "M":
+        return "datetime"
+    plain = {"i": "int", "f": "float", "u": "bool", "U": "string", "O": "string"}[attr.dtype.kind]
+    return f"{plain}s" if attr.isvar and plain in ("int", "float") else plain
+
+
+def _decode(values: Any, kind: str) -> Any:
+    if kind == "bytes":
+        return _objects([bytes(v) for v in values])
+    if kind in ("ints", "floats"):
+        return _objects([np.asarray(v) for v in values])
+    mask = np.ma.getmaskarray(values)
+    data = np.ma.getdata(values)
+    if kind == "float":
+        return np.where(mask, np.nan, data)
+    if kind == "datetime":
+        return pd.Series(np.where(mask, np.datetime64("NaT"), data)).to_numpy("datetime64[ns]")
+    if kind == "string":
+        return pd.array([None if m else str(v) for v, m in zip(data, mask, strict=True)], dtype="string")
+    if kind == "bool":
+        return pd.arrays.BooleanArray(data.astype(bool), mask)
+    return pd.arrays.IntegerArray(data.astype(np.int64), mask)
+
+
+def _objects(cells: list[Any]) -> NDArray[Any]:
+    out = np.empty(len(cells), dtype=object)
+    for i, cell in enumerate(cells):
+        out[i] = cell
+    return out

@@ -1,0 +1,169 @@
+"""One volume of a cohort: its metadata at hand, its voxels read on demand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from radiodata.geometry import box
+from radiodata.store.context import DEFAULT_READ
+from radiodata.store.obs import SUBJECT, VoxelSource, affine_of
+from radiodata.store.reader import read_box
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import DTypeLike, NDArray
+
+    from radiodata._typing import Affine, Box, Voxels
+    from radiodata.store.config import ReadConfig
+
+
+class Volume:
+    """A volume, indexed like a NIfTI array: ``vol[100:164, 100:164, 50:114]`` reads those tiles only.
+
+    Axes are ``(x, y, z)``, with ``(x, y, z, channel)`` where there are several channels (time frames,
+    vector components), as in NIfTI. Axes run closest to RAS+ unless the store was made with
+    ``orient=None``. Values are physical: the stored dtype where the store holds physical values (CT: int16
+    HU), float32 where a slope and intercept apply.
+
+    Parameters
+    ----------
+    source
+        Where the voxels are.
+    row
+        The volume's row of `obs`.
+    config
+        How TileDB reads.
+    """
+
+    def __init__(self, source: VoxelSource, row: pd.Series[Any], config: ReadConfig = DEFAULT_READ) -> None:
+        self.source = source
+        self.obs = row
+        self._config = config
+
+    @property
+    def obs_id(self) -> str:
+        """Identity, unique in the cohort."""
+        return self.source.obs_id
+
+    @property
+    def obs_subject_id(self) -> str:
+        """Subject that the volume belongs to."""
+        return str(self.obs[SUBJECT])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(x, y, z)``, or ``(x, y, z, channel)``."""
+        channels = self.source.shape[0]
+        return self.source.size if channels == 1 else (*self.source.size, channels)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype that reads return."""
+        return np.dtype(np.float32) if self.source.scaled else np.dtype(self.source.dtype)
+
+    @property
+    def affine(self) -> Affine:
+        """Voxel index to world mm (RAS+), shape ``(4, 4)``."""
+        return affine_of(self.obs)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel spacing in mm along ``(x, y, z)``."""
+        return (float(self.obs["spacing_x"]), float(self.obs["spacing_y"]), float(self.obs["spacing_z"]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Read by ints and slices (steps and negative indices included), as from an array.
+
+        Raises
+        ------
+        IndexError
+            For an index out of range, too many indices, or one that is neither int nor slice.
+        """
+        parts = _complete(index, len(self.shape))
+        spans = [_span(part, size, axis) for axis, (part, size) in enumerate(zip(parts, self.shape, strict=True))]
+        lows, highs = [lo for lo, _ in spans], [hi for _, hi in spans]
+        channels = (lows[3], highs[3]) if len(spans) == 4 else (0, 1)
+        if any(hi <= lo for lo, hi in spans):
+            block = np.empty((channels[1] - channels[0], *(h - lo for lo, h in spans[:3])), self.dtype)
+        else:
+            block = self._read(box(lows[:3], highs[:3]), channels)
+        block = block[0] if len(spans) == 3 else np.moveaxis(block, 0, -1)
+        picked: NDArray[Any] = block[tuple(_within(part, n) for part, n in zip(parts, self.shape, strict=True))]
+        return picked
+
+    def to_numpy(self) -> NDArray[Any]:
+        """Read every voxel; shape as ``.shape``."""
+        return self[...]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError(f"volume {self.obs_id!r} is on disk: an array of it is always a copy")
+        return self.to_numpy().astype(dtype or self.dtype, copy=False)
+
+    def axial(self, z: int) -> NDArray[Any]:
+        """Slice of constant `z`, shape ``(x, y)``."""
+        return self[:, :, z]
+
+    def sagittal(self, x: int) -> NDArray[Any]:
+        """Slice of constant `x`, shape ``(y, z)``."""
+        return self[x]
+
+    def coronal(self, y: int) -> NDArray[Any]:
+        """Slice of constant `y`, shape ``(x, z)``."""
+        return self[:, y]
+
+    def _read(self, b: Box, channels: tuple[int, int]) -> Voxels:
+        stored = read_box(self.source, b, channels=channels, config=self._config)
+        return physical(stored, self.source)
+
+    def __repr__(self) -> str:
+        spacing = " x ".join(f"{s:g}" for s in self.spacing)
+        return f"Volume({self.obs_id!r}, shape={self.shape}, dtype={self.dtype}, spacing={spacing} mm)"
+
+
+def physical(stored: Voxels, source: VoxelSource) -> Voxels:
+    """Physical values of stored ones: the same array where they are equal, else float32."""
+    if not source.scaled:
+        return stored
+    scaled = stored.astype(np.float64)
+    scaled *= source.slope
+    scaled += source.intercept
+    return scaled.astype(np.float32)
+
+
+def _complete(index: Any, ndim: int) -> list[Any]:
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if sum(p is Ellipsis for p in parts) > 1:
+        raise IndexError("an index can only have a single ellipsis ('...')")
+    if any(p is Ellipsis for p in parts):
+        at = next(i for i, p in enumerate(parts) if p is Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (ndim - len(parts) + 1)
+    if len(parts) > ndim:
+        raise IndexError(f"too many indices: {len(parts)} for a volume of {ndim} axes")
+    return parts + [slice(None)] * (ndim - len(parts))
+
+
+def _span(part: Any, size: int, axis: int) -> tuple[int, int]:
+    if isinstance(part, slice):
+        picked = range(*part.indices(size))
+        return (min(picked), max(picked) + 1) if picked else (0, 0)
+    if not isinstance(part, int | np.integer) or isinstance(part, bool):
+        raise IndexError(f"index {part!r} on axis {axis}: volumes take ints and slices")
+    if not -size <= part < size:
+        raise IndexError(f"index {part} is out of range for axis {axis} of size {size}")
+    at = int(part) % size
+    return (at, at + 1)
+
+
+def _within(part: Any, size: int) -> Any:
+    if not isinstance(part, slice):
+        return 0
+    picked = range(*part.indices(size))
+    if not picked:
+        return slice(0, 0)
+    return slice(None, None, picked.step)  # min and max of the range are both picked, so either end starts it

@@ -1,0 +1,63 @@
+"""Writing voxels into packed shards, and tidying the shards afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tiledb
+
+from radiodata.errors import StoreError
+from radiodata.store.layout import voxel_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from radiodata._typing import Voxels
+    from radiodata.store.config import StoreConfig
+
+
+def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx) -> None:
+    """Create a packed shard unless it is there; many writers may ask at once."""
+    if tiledb.array_exists(uri, ctx=ctx):
+        return
+    schema = voxel_schema(dtype, config.tile, config, ctx)
+    try:
+        tiledb.Array.create(uri, schema, ctx=ctx)
+    except tiledb.TileDBError:
+        if not tiledb.array_exists(uri, ctx=ctx):  # not a writer beside us: a real failure
+            raise
+
+
+def write_volume(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> None:
+    """Write one volume, ``(channel, x, y, z)``, into its slot: one fragment, atomic.
+
+    Raises
+    ------
+    StoreError
+        When TileDB refuses.
+    """
+    slices = (slice(slot, slot + 1), *(slice(0, n) for n in voxels.shape))
+    try:
+        with tiledb.open(uri, "w", ctx=ctx) as array:
+            array[slices] = np.ascontiguousarray(voxels)[None]
+    except tiledb.TileDBError as error:
+        raise StoreError(f"cannot write a volume of shape {voxels.shape} to slot {slot} of {uri}: {error}") from error
+
+
+def consolidate_metadata(uris: Iterable[str], ctx: tiledb.Ctx) -> None:
+    """Merge the fragment metadata of arrays, so that opening one costs the same for any number of volumes."""
+    for uri in uris:
+        _consolidate(uri, "fragment_meta", ctx)
+
+
+def consolidate_table(uri: str, ctx: tiledb.Ctx) -> None:
+    """Merge the fragments of a table into one."""
+    _consolidate(uri, "fragments", ctx)
+    _consolidate(uri, "fragment_meta", ctx)
+
+
+def _consolidate(uri: str, mode: str, ctx: tiledb.Ctx) -> None:
+    config = tiledb.Config({"sm.consolidation.mode": mode, "sm.vacuum.mode": mode})
+    tiledb.consolidate(uri, config=config, ctx=ctx)
+    tiledb.vacuum(uri, config=config, ctx=ctx)
