@@ -96,7 +96,7 @@ class PatchLoader:
         collate_fn: Callable[[list[Any]], Batch] = default_collate,
         on_mismatch: Literal["error", "restart_epoch"] = "error",
     ) -> None:
-        self.dataset = dataset
+        self.patches = dataset  # not `dataset`: Lightning would warn of an IterableDataset with a length
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.rank = current_rank() if rank is None else rank
@@ -120,7 +120,7 @@ class PatchLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch; a resumed epoch gives only those that are left of it."""
-        return len(self.dataset.plan)
+        return len(self.patches.plan)
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._fresh and self._step > 0:
@@ -139,7 +139,7 @@ class PatchLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """State after the batches handed out so far; small, and equal on all ranks."""
-        plan = self.dataset.plan
+        plan = self.patches.plan
         return {
             "version": STATE_VERSION,
             "plan_hash": plan.hash,
@@ -161,9 +161,9 @@ class PatchLoader:
         if state.get("version") != STATE_VERSION:
             raise StateMismatchError(f"loader state version {state.get('version')}; this is version {STATE_VERSION}")
         epoch, step = int(state["epoch"]), int(state["step"])
-        if state["plan_hash"] != self.dataset.plan.hash:
+        if state["plan_hash"] != self.patches.plan.hash:
             if self._on_mismatch == "error":
-                raise StateMismatchError(_difference(state["plan"], self.dataset.plan.describe()))
+                raise StateMismatchError(_difference(state["plan"], self.patches.plan.describe()))
             step = 0
         if step >= len(self):
             epoch, step = epoch + 1, 0
@@ -184,8 +184,8 @@ def _warn_of_rereads(dataset: PatchDataset, workers: int) -> None:
     if workers > 1 and groups % workers:
         legal = [n for n in range(1, groups + 1) if groups % n == 0]
         warnings.warn(
-            f"num_workers={workers} does not divide canonical_workers={groups}: batches stay the same, but workers read "
-            f"tiles that others read too. Use {', '.join(map(str, legal))} workers, or canonical_workers={workers}.",
+            f"num_workers={workers} does not divide canonical_workers={groups}: batches stay the same, but workers "
+            f"read tiles that others read too. Use {', '.join(map(str, legal))} workers, or canonical_workers={workers}.",
             stacklevel=3,
         )
 

@@ -1,0 +1,1 @@
+"""Benchmarks of radiodata beside its peers: ``python -m benchmarks list``."""

@@ -1,0 +1,1 @@
+"""One module per contender; none is imported before its row runs."""

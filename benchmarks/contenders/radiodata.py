@@ -1,0 +1,54 @@
+"""radiodata itself: a Cohort from NIfTIs, PatchDataset and PatchLoader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.contenders.base import Contender
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from benchmarks.contenders.base import LoaderSpec, Reader
+    from benchmarks.phantom import Phantoms
+
+
+class Radiodata(Contender):
+    """``tile``: side of the cubic tiles. ``unit``: crops cut from one read of tiles."""
+
+    requires = ("radiodata",)
+
+    def __init__(self, tile: int = 64, unit: int = 1) -> None:
+        self.tile, self.unit = tile, unit
+
+    def store(self, crop: int) -> str:
+        return f"radiodata-{self.tile}"
+
+    def prepare(self, phantoms: Phantoms, folder: Path, crop: int) -> None:
+        from radiodata import Cohort
+
+        Cohort.from_niftis(str(folder / "cohort"), images={"CT": phantoms.niftis}, tiling=(self.tile,) * 3)
+
+    def reader(self, phantoms: Phantoms, folder: Path, crop: int) -> Reader:
+        from radiodata import Cohort
+
+        volume = Cohort(str(folder / "cohort")).CT.iloc[0]
+        return lambda box: volume[box]
+
+    def loader(self, phantoms: Phantoms, folder: Path, spec: LoaderSpec) -> Iterable[Any]:
+        from radiodata import Cohort, PatchDataset, PatchLoader, Uniform
+
+        dataset = PatchDataset(
+            Cohort(str(folder / "cohort")),
+            {"image": "CT"},
+            patch_size=spec.crop,
+            policy=Uniform(),
+            crops_per_volume=spec.crops_per_volume,
+            crops_per_unit=self.unit,
+            seed=spec.seed,
+        )
+        return PatchLoader(dataset, batch_size=spec.batch, num_workers=spec.workers)
+
+    def image(self, batch: Any) -> Any:
+        return batch["image"]

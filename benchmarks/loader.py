@@ -1,0 +1,191 @@
+"""Benchmark ``loader``: batches of random crops; samples/s, time to the first batch, CPU seconds per sample.
+
+No transforms. The first epoch warms up and gives the time to the first batch, from nothing open (imports
+excluded) to a batch in hand; then whole epochs are timed, so that the filling of a queue counts as well.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.contenders.base import LoaderSpec
+from benchmarks.phantom import find
+from benchmarks.probes import cpu_seconds, memory_bytes, touch
+from benchmarks.registry import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from benchmarks.contenders.base import Contender
+    from benchmarks.phantom import Phantoms
+
+SUMMARY = "random crops in batches: samples/s, time to first batch, CPU s per sample"
+PRIMARY, UNIT, HIGHER_IS_BETTER = "samples_per_s", "samples/s", True
+HERE = "benchmarks.contenders."
+
+
+@dataclass(frozen=True)
+class Parameters:
+    shape: tuple[int, int, int] = (512, 512, 300)
+    volumes: int = 4
+    crop: int = 96
+    batch: int = 4
+    crops_per_volume: int = 32
+    least_s: float = 5.0  # timed for at least so long, then to the end of the epoch
+    cap_s: float = 30.0  # per row and repeat, and again for the warm-up
+    limit_s: float = 240.0  # a process that takes longer is stopped and its row says so
+    repeats: int = 3
+    seed: int = 0
+
+
+FULL = Parameters()
+QUICK = Parameters(
+    shape=(128, 128, 96),
+    volumes=2,
+    crop=32,
+    crops_per_volume=8,
+    least_s=0.3,
+    cap_s=3.0,
+    limit_s=60.0,
+    repeats=1,
+)
+
+
+def _rows() -> Iterator[Row]:
+    for workers in (0, 2):
+        w = f"w{workers}"
+        for tile in (64, 32):
+            for unit in (1, 4):
+                yield Row(
+                    "radiodata",
+                    f"radiodata (tile {tile}, unit {unit}, {w})",
+                    HERE + "radiodata:Radiodata",
+                    ("radiodata",),
+                    {"tile": tile, "unit": unit},
+                    workers,
+                    note=f"crops_per_unit={unit}",
+                )
+        ro, nn, mo = HERE + "radiobject:RadiObject", HERE + "nnunet:NnunetBlosc2", HERE + "monai:Monai"
+        yield Row("RadiObject", f"RadiObject (isotropic 64, {w})", ro, ("radiobject",), {"tile": 64}, workers)
+        yield Row("RadiObject", f"RadiObject (tile 32, {w})", ro, ("radiobject",), {"tile": 32}, workers)
+        if workers:  # beside its own loader, which forks: the same dataset in workers that are spawned
+            for tile, name in ((64, "isotropic 64"), (32, "tile 32")):
+                spawn = {"tile": tile, "start": "spawn"}
+                yield Row("RadiObject", f"RadiObject ({name}, {w} spawned)", ro, ("radiobject",), spawn, workers)
+        for since in ("2.7", "2.8"):
+            yield Row("blosc2", f"blosc2 (nnU-Net {since}, {w})", nn, ("blosc2",), {"since": since}, workers)
+        yield Row("zarr", f"zarr v3 (chunk 64, {w})", HERE + "zarr:Zarr", ("zarr",), {}, workers)
+        queue = "8 crops per volume read, all of them in the queue"
+        yield Row("TorchIO", f"TorchIO Queue ({w})", HERE + "torchio:TorchIO", ("torchio",), {}, workers, 8, queue)
+        yield Row("MONAI", f"MONAI Dataset ({w})", mo, ("monai",), {}, workers, 2, "one volume read per crop")
+        many = {"samples": 4}
+        alike = "RandSpatialCropSamplesd: a batch is 4 crops of one volume"
+        yield Row("MONAI", f"MONAI Dataset, 4 crops ({w})", mo, ("monai",), many, workers, 8, alike)
+        cached = {"cache": True}
+        yield Row("MONAI", f"MONAI CacheDataset ({w})", mo, ("monai",), cached, workers, None, "volumes in memory")
+        yield Row("memmap", f"memmap ({w})", HERE + "memmap:Memmap", (), {}, workers)
+        yield Row("memory", f"in memory ({w})", HERE + "ram:InMemory", (), {}, workers, None, "the limit")
+
+
+ROWS = tuple(_rows())
+
+
+def cases(parameters: Parameters, row: Row) -> list[dict[str, Any]]:
+    """Return the one case of this benchmark."""
+    crop = parameters.crop
+    return [{"case": f"{crop}-cube, batch {parameters.batch}", "crop": crop, "crop_bytes": crop**3 * 2}]
+
+
+def describe(parameters: Parameters) -> dict[str, Any]:
+    """Return the parameters as they go into the JSON."""
+    return asdict(parameters)
+
+
+def measure(
+    contender: Contender,
+    phantoms: Phantoms,
+    folder: Path,
+    parameters: Parameters,
+    row: Row,
+    case: dict[str, Any],
+) -> dict[str, Any]:
+    """Time one loader; return its figures as lists of one, to be pooled over repeats."""
+    p = parameters
+    per_volume = row.crops_per_volume or p.crops_per_volume
+    spec = LoaderSpec(p.crop, p.batch, row.workers, per_volume, p.seed)
+    for path in [folder] if contender.store(p.crop) else phantoms.niftis:
+        touch(path)
+    tick = time.perf_counter()
+    run = Run(contender.loader(phantoms, folder, spec))
+    batch = run.step()
+    first_batch_s = time.perf_counter() - tick
+    image = contender.image(batch)
+    _check(image, phantoms, spec)
+    run.warm_up(p.cap_s)
+    return {
+        **{name: [value] for name, value in run.timed(p.least_s, p.cap_s, p.batch).items()},
+        "first_batch_s": [first_batch_s],
+        "memory_bytes": [memory_bytes()],
+        "dtype": str(image.dtype).removeprefix("torch."),
+        "crops_per_volume": per_volume,
+        "capped": run.cut,
+    }
+
+
+@dataclass
+class Run:
+    """A loader iterated epoch after epoch."""
+
+    loader: Iterable[Any]
+    epoch: int = 0
+    cut: bool = False
+    _batches: Iterator[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._batches = iter(self.loader)
+
+    def step(self) -> Any:
+        """Return the next batch, of the next epoch where this one has ended."""
+        for batch in self._batches:
+            return batch
+        self.epoch += 1
+        self._batches = iter(self.loader)
+        return next(self._batches)
+
+    def warm_up(self, cap_s: float) -> None:
+        """Go on to the first batch of the second epoch, for at most ``cap_s`` seconds."""
+        end = time.perf_counter() + cap_s
+        while self.epoch == 0 and time.perf_counter() < end:
+            self.step()
+
+    def timed(self, least_s: float, cap_s: float, batch: int) -> dict[str, float | None]:
+        """Time whole epochs, first batch to first batch; ``cut``: the cap came before one was over."""
+        epoch, cpu, begin, steps, self.cut = self.epoch, cpu_seconds(), time.perf_counter(), 0, True
+        result: dict[str, float | None] = {}
+        while True:
+            self.step()
+            steps += 1
+            spent = time.perf_counter() - begin
+            if (ended := self.epoch > epoch) or (spent > cap_s and not result):
+                samples, now = steps * batch, cpu_seconds()
+                cpu_each = None if now is None or cpu is None else (now - cpu) / samples
+                result = {PRIMARY: samples / spent, "cpu_s_per_sample": cpu_each}
+                epoch, self.cut = self.epoch, self.cut and not ended
+            if spent > cap_s or (ended and spent >= least_s):
+                return result
+
+
+def _check(image: Any, phantoms: Phantoms, spec: LoaderSpec) -> None:
+    """Refuse a batch of another shape, or one with a crop that is nowhere in the phantoms."""
+    wanted = (spec.batch, 1, spec.crop, spec.crop, spec.crop)
+    if tuple(image.shape) != wanted:
+        raise AssertionError(f"the batch is {tuple(image.shape)}; it must be {wanted}")
+    volumes = [phantoms.truth(index) for index in range(phantoms.count)]
+    for index, crop in enumerate(np.asarray(image)[:, 0]):
+        if find(crop, volumes) is None:
+            raise AssertionError(f"crop {index} of the first batch ({crop.dtype}) is nowhere in the phantoms")

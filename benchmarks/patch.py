@@ -1,0 +1,117 @@
+"""Benchmark ``patch``: one crop of one volume, random and tile-aligned; milliseconds per read.
+
+TorchIO and MONAI read the .nii.gz anew for each crop: that is what one crop of a volume costs which is not in
+memory. Every other contender keeps the volume open between reads.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.probes import touch
+from benchmarks.registry import Row
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.contenders.base import Contender
+    from benchmarks.phantom import Phantoms
+
+SUMMARY = "cubic crops of one volume, random and tile-aligned: ms per read"
+PRIMARY, UNIT, HIGHER_IS_BETTER = "ms_per_read", "ms", False
+HERE = "benchmarks.contenders."
+GRID = 64  # the grid of the tile-aligned starts; it suits tiles of 32 as well
+
+
+@dataclass(frozen=True)
+class Parameters:
+    shape: tuple[int, int, int] = (512, 512, 300)
+    volumes: int = 1
+    crops: tuple[int, ...] = (64, 96, 128)
+    reads: int = 32
+    least_reads: int = 2
+    cap_s: float = 8.0  # per row, case and repeat; a slow contender does fewer reads
+    limit_s: float = 400.0  # a process that takes longer is stopped and its row says so
+    repeats: int = 3
+    seed: int = 0
+
+
+FULL = Parameters()
+QUICK = Parameters(shape=(128, 128, 96), crops=(32, 64), reads=12, cap_s=1.0, limit_s=60.0, repeats=1)
+
+ROWS = (
+    Row("radiodata", "radiodata (tile 64)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 64}),
+    Row("radiodata", "radiodata (tile 32)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 32}),
+    Row(
+        "RadiObject",
+        "RadiObject (isotropic 64)",
+        HERE + "radiobject:RadiObject",
+        ("radiobject",),
+        {"tile": 64},
+    ),
+    Row("RadiObject", "RadiObject (tile 32)", HERE + "radiobject:RadiObject", ("radiobject",), {"tile": 32}),
+    Row("blosc2", "blosc2 (nnU-Net 2.7)", HERE + "nnunet:NnunetBlosc2", ("blosc2",), {"since": "2.7"}),
+    Row("blosc2", "blosc2 (nnU-Net 2.8)", HERE + "nnunet:NnunetBlosc2", ("blosc2",), {"since": "2.8"}),
+    Row("zarr", "zarr v3 (chunk 64)", HERE + "zarr:Zarr", ("zarr",)),
+    Row("TorchIO", "TorchIO", HERE + "torchio:TorchIO", ("torchio",), note="reads the .nii.gz for each crop"),
+    Row("MONAI", "MONAI", HERE + "monai:Monai", ("monai",), note="reads the .nii.gz for each crop"),
+    Row("memmap", "memmap", HERE + "memmap:Memmap"),
+)
+
+
+def cases(parameters: Parameters, row: Row) -> list[dict[str, Any]]:
+    """Return what each process of this benchmark measures: a crop side and a kind of start."""
+    return [
+        {"case": f"{kind} {crop}", "kind": kind, "crop": crop, "crop_bytes": crop**3 * 2}
+        for crop in parameters.crops
+        for kind in ("random", "aligned")
+    ]
+
+
+def starts(parameters: Parameters, kind: str, crop: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the (reads, 3) crop starts of a case: the same list for every contender and repeat."""
+    rng = np.random.default_rng([parameters.seed, crop, kind == "aligned"])
+    room = np.array(parameters.shape) - crop
+    if kind == "aligned":
+        return rng.integers(0, room // GRID + 1, size=(parameters.reads, 3)) * GRID
+    return rng.integers(0, room + 1, size=(parameters.reads, 3))
+
+
+def measure(
+    contender: Contender,
+    phantoms: Phantoms,
+    folder: Path,
+    parameters: Parameters,
+    row: Row,
+    case: dict[str, Any],
+) -> dict[str, Any]:
+    """Read the crops of one case, each compared with the phantom; return {"ms_per_read": [...], ...}."""
+    crop, truth = case["crop"], np.load(phantoms.truths[0])
+    touch(folder if contender.store(crop) else phantoms.niftis[0])
+    read = contender.reader(phantoms, folder, crop)
+    times: list[float] = []
+    boxes = [tuple(slice(int(s), int(s) + crop) for s in start) for start in starts(parameters, case["kind"], crop)]
+    first = read(boxes[0])  # untimed: opens what is opened once
+    begin = time.perf_counter()
+    for box in boxes:
+        if len(times) >= parameters.least_reads and time.perf_counter() - begin > parameters.cap_s:
+            break
+        tick = time.perf_counter()
+        first = read(box)
+        times.append(1000 * (time.perf_counter() - tick))
+        _check(first, truth[box], box)
+    return {PRIMARY: times, "dtype": str(first.dtype), "capped": len(times) < len(boxes)}
+
+
+def _check(got: Any, expected: Any, box: Any) -> None:
+    if got.shape != expected.shape or not np.array_equal(got, expected):
+        raise AssertionError(f"crop {box} differs from the phantom's voxels: shape {got.shape}, dtype {got.dtype}")
+
+
+def describe(parameters: Parameters) -> dict[str, Any]:
+    """Return the parameters as they go into the JSON."""
+    return asdict(parameters)

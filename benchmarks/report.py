@@ -1,0 +1,120 @@
+"""The table that a terminal shows, made of the JSON and nothing else."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from benchmarks.registry import PEERS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXTRA = {"first_batch_s": "first batch, s", "cpu_s_per_sample": "CPU s/sample", "memory_bytes": "memory, MB"}
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """Print where a run was made, its rows and the sizes of the stores."""
+    console.print(heading(result), highlight=False)
+    for case, rows in groupby(sorted(result["rows"], key=_case_order(result)), key=lambda row: row["case"]):
+        console.print(table(result, case, list(rows)))
+    if result["stores"]:
+        console.print(stores(result))
+
+
+def heading(result: dict[str, Any]) -> str:
+    """Return the lines above the tables: machine, versions, revision, data."""
+    m, data = result["machine"], result["data"]
+    memory = f"{m['memory_bytes'] / 2**30:.0f} GiB" if m["memory_bytes"] else "memory unknown"
+    packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    shape = "x".join(map(str, data["shape"]))
+    return (
+        f"[bold]{result['benchmark']}[/bold]: {result['summary']}{'  (--quick)' if result['quick'] else ''}\n"
+        f"{m['cpu']}, {m['cores']} cores, {memory}; Python {m['python']}; {packages}\n"
+        f"revision {result['revision'] or 'unknown'}; {data['volumes']} x {shape} {data['dtype']}, "
+        f".nii.gz {data['nii_gz_ratio']:.2f}:1; {result['repeats']} repeats, {result['wall_s']:.0f} s\n"
+        "x PEER: times as fast as that peer's fastest row of the same case"
+    )
+
+
+def table(result: dict[str, Any], case: str, rows: list[dict[str, Any]]) -> Table:
+    """Return one case as a table, best median first, what was not measured last."""
+    extra = [name for name in EXTRA if any(name in row["metrics"] for row in rows)]
+    grid = Table(title=f"{case} ({rows[0]['crop_bytes'] / 1e6:.2f} MB a crop)", title_justify="left")
+    grid.add_column("contender", no_wrap=True)
+    for name in (
+        f"median, {result['unit']}",
+        "IQR",
+        "n",
+        *(EXTRA[e] for e in extra),
+        *(f"x {p}" for p in PEERS),
+    ):
+        grid.add_column(name, justify="right")
+    grid.add_column("remarks")
+    sign = -1 if result["higher_is_better"] else 1
+    for row in sorted(rows, key=lambda r: sign * _median(r, result["primary"], sign * float("inf"))):
+        grid.add_row(*_cells(row, result["primary"], extra))
+    return grid
+
+
+def stores(result: dict[str, Any]) -> Table:
+    """Return what each format takes on disk and took to write."""
+    grid = Table(title="formats on disk", title_justify="left")
+    for name in ("format", "MB", "of .nii.gz", "files", "written in, s"):
+        grid.add_column(name, justify="left" if name == "format" else "right")
+    for name, store in result["stores"].items():
+        if store["status"] == "ok":
+            share = store["bytes"] / result["data"]["nii_gz_bytes"]
+            written = f"{store['prepare_s']:.1f}"
+            grid.add_row(name, f"{store['bytes'] / 1e6:.1f}", f"{share:.2f}", str(store["files"]), written)
+        else:
+            grid.add_row(name, "-", "-", "-", store["error"])
+    return grid
+
+
+def _cells(row: dict[str, Any], primary: str, extra: list[str]) -> list[str]:
+    if row["status"] != "ok":
+        blanks = ["-"] * (2 + len(extra) + len(PEERS))
+        return [row["row"], "-", *blanks, row["status"] if row["status"] != "error" else row["error"]]
+    metric = row["metrics"][primary]
+    more = [_extra(row["metrics"].get(name), name) for name in extra]
+    ratios = [f"{r['times']:.2f}" if (r := row["ratios"][peer]) else "-" for peer in PEERS]
+    return [
+        row["row"],
+        _short(metric["median"]),
+        _short(metric["iqr"]),
+        str(metric["n"]),
+        *more,
+        *ratios,
+        _remarks(row),
+    ]
+
+
+def _extra(metric: dict[str, Any] | None, name: str) -> str:
+    if metric is None:
+        return "-"
+    return f"{metric['median'] / 1e6:.0f}" if name == "memory_bytes" else _short(metric["median"])
+
+
+def _remarks(row: dict[str, Any]) -> str:
+    said = [
+        row["note"],
+        row["dtype"] if row["dtype"] != "int16" else "",
+        "time cap" if row.get("capped") else "",
+    ]
+    return "; ".join(filter(None, said))
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _median(row: dict[str, Any], primary: str, otherwise: float) -> float:
+    return row["metrics"][primary]["median"] if row["status"] == "ok" else otherwise
+
+
+def _case_order(result: dict[str, Any]) -> Any:
+    order = {row["case"]: index for index, row in reversed(list(enumerate(result["rows"])))}
+    return lambda row: order[row["case"]]

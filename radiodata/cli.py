@@ -1,0 +1,178 @@
+"""The command line: ``radiodata demo``, ``ingest``, ``info``.
+
+Exit codes: 0 ok, 1 the work failed, 2 the command makes no sense. Heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path  # noqa: TC003 (typer reads the annotation)
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from radiodata.errors import ConfigError, RadiodataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out, err = Console(), Console(stderr=True)
+
+Uri = Annotated[str, typer.Argument(help="Where the cohort is: a path or a TileDB URI.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read, compress and write.")]
+
+
+@app.callback()
+def _radiodata(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Training data for radiology: ingest once, then read only the tiles you need."""
+    if version:
+        from radiodata import __version__
+
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    uri: Uri,
+    subjects: Annotated[int, typer.Option(min=1, help="How many phantoms.")] = 24,
+    size: Annotated[int, typer.Option(min=24, help="Voxels across the body, about.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the phantoms.")] = 0,
+    workers: Workers = 2,
+) -> None:
+    """Write CT-like phantoms with three labelled organs as NIfTI files, and ingest them."""
+    from radiodata.demo.cohort import make_demo
+
+    with _progress("ingest") as tell:
+        cohort = make_demo(uri, subjects=subjects, size=size, seed=seed, workers=workers, progress=tell)
+    out.print(repr(cohort), highlight=False)
+
+
+@app.command()
+def ingest(
+    uri: Uri,
+    nifti: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=GLOB", help="A collection and its files: a glob or a folder; repeatable."),
+    ],
+    obs_meta: Annotated[
+        Path | None,
+        typer.Option(help="CSV or TSV, one row a subject; column obs_subject_id, or the first.", exists=True),
+    ] = None,
+    tiling: Annotated[
+        str, typer.Option(help="isotropic, axial, sagittal, coronal, or extents: 64,64,64.")
+    ] = "isotropic",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A collection that holds labels; by default those with seg, label or mask in the name."),
+    ] = None,
+    subject_id: Annotated[
+        str | None, typer.Option(help="Regular expression whose first group in a path is the subject id.")
+    ] = None,
+    align: Annotated[
+        bool, typer.Option("--align/--no-align", help="Demand one grid for all volumes of a subject.")
+    ] = True,
+    workers: Workers = 2,
+) -> None:
+    """Ingest NIfTI files; a rerun goes on with what is missing."""
+    from radiodata.ingest import ingest_niftis
+
+    images = dict(_named(entry) for entry in nifti)
+    if len(images) != len(nifti):
+        raise ConfigError("--nifti names a collection twice: give one glob a collection")
+    with _progress("ingest") as tell:
+        report = ingest_niftis(
+            uri,
+            images,
+            obs_meta=None if obs_meta is None else _read_table(obs_meta),
+            validate_alignment=align,
+            subject_id=subject_id,
+            tiling=tiling,
+            labels=label,
+            workers=workers,
+            progress=tell,
+        )
+    out.print(f"{len(report.added)} subjects added, {len(report.present)} were there: {uri}", highlight=False)
+
+
+@app.command()
+def info(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what a cohort holds; reads tables, no voxel."""
+    from radiodata.store import Cohort
+    from radiodata.store.summary import summarize
+
+    summary = summarize(Cohort(uri))
+    if as_json:
+        sys.stdout.write(json.dumps(summary, indent=2) + "\n")
+    else:
+        _print_summary(summary)
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, separator, files = entry.partition("=")
+    if not (name and separator and files):
+        raise ConfigError(f"--nifti {entry!r}: write NAME=GLOB, such as --nifti CT='imagesTr/*.nii.gz'")
+    return name, files
+
+
+def _read_table(path: Path) -> Any:
+    import pandas as pd
+
+    table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+    key = "obs_subject_id" if "obs_subject_id" in table.columns else table.columns[0]
+    return table.astype({key: str}).set_index(key)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    columns = ", ".join(f"{n} ({t})" for n, t in summary["obs_meta"].items()) or "none"
+    out.print(f"[bold]{summary['uri']}[/bold]: {summary['subjects']} subjects, format {summary['format']}")
+    out.print(f"subject columns: {columns}")
+    held = summary["collections"]
+    table = Table("collection", *held)
+    for what in ("kind", "volumes", "dtypes", "classes", "tile"):
+        table.add_row(what, *(_cell(c[what]) for c in held.values()))
+    for what, ends in (("size", "voxels"), ("spacing", "mm")):
+        for end, word in enumerate(("least", "most")):
+            table.add_row(
+                f"{what}, {word} ({ends})", *(" x ".join(f"{n:.4g}" for n in c[what][end]) for c in held.values())
+            )
+    table.add_row("on disk (MB)", *(f"{c['voxel_bytes'] / 1e6:.1f}" for c in held.values()))
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def main() -> None:
+    """Run the command line; errors of ours are told in a line, others keep their traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except RadiodataError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
