@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(console: Console, options: argparse.Namespace, rows: list[registry.Row]) -> int:
     module = registry.benchmark(options.name)
     repeats = options.repeats or (module.QUICK if options.quick else module.FULL).repeats
-    run = Run(options.name, module, options.data, options.quick, repeats, _tell)
+    run = Run(options.name, module, options.data, options.quick, repeats, _tell, everything=options.contenders is None)
     begin = time.perf_counter()
     entries = run.measure(rows)
     result = document(run, entries, time.perf_counter() - begin)

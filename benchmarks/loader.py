@@ -6,6 +6,7 @@ excluded) to a batch in hand; then whole epochs are timed, so that the filling o
 
 from __future__ import annotations
 
+import importlib
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SUMMARY = "random crops in batches: samples/s, time to first batch, CPU s per sample"
 PRIMARY, UNIT, HIGHER_IS_BETTER = "samples_per_s", "samples/s", True
 HERE = "benchmarks.contenders."
+OURS, RADIOBJECT = HERE + "radiodata:Radiodata", HERE + "radiobject:RadiObject"
+NNUNET, MONAI = HERE + "nnunet:NnunetBlosc2", HERE + "monai:Monai"
 
 
 @dataclass(frozen=True)
@@ -57,39 +60,52 @@ QUICK = Parameters(
 
 
 def _rows() -> Iterator[Row]:
+    """Yield the rows without workers, then those with two; --quick runs few of the latter."""
     for workers in (0, 2):
-        w = f"w{workers}"
-        for tile in (64, 32):
-            for unit in (1, 4):
-                yield Row(
-                    "radiodata",
-                    f"radiodata (tile {tile}, unit {unit}, {w})",
-                    HERE + "radiodata:Radiodata",
-                    ("radiodata",),
-                    {"tile": tile, "unit": unit},
-                    workers,
-                    note=f"crops_per_unit={unit}",
-                )
-        ro, nn, mo = HERE + "radiobject:RadiObject", HERE + "nnunet:NnunetBlosc2", HERE + "monai:Monai"
-        yield Row("RadiObject", f"RadiObject (isotropic 64, {w})", ro, ("radiobject",), {"tile": 64}, workers)
-        yield Row("RadiObject", f"RadiObject (tile 32, {w})", ro, ("radiobject",), {"tile": 32}, workers)
-        if workers:  # beside its own loader, which forks: the same dataset in workers that are spawned
-            for tile, name in ((64, "isotropic 64"), (32, "tile 32")):
-                spawn = {"tile": tile, "start": "spawn"}
-                yield Row("RadiObject", f"RadiObject ({name}, {w} spawned)", ro, ("radiobject",), spawn, workers)
-        for since in ("2.7", "2.8"):
-            yield Row("blosc2", f"blosc2 (nnU-Net {since}, {w})", nn, ("blosc2",), {"since": since}, workers)
-        yield Row("zarr", f"zarr v3 (chunk 64, {w})", HERE + "zarr:Zarr", ("zarr",), {}, workers)
-        queue = "8 crops per volume read, all of them in the queue"
-        yield Row("TorchIO", f"TorchIO Queue ({w})", HERE + "torchio:TorchIO", ("torchio",), {}, workers, 8, queue)
-        yield Row("MONAI", f"MONAI Dataset ({w})", mo, ("monai",), {}, workers, 2, "one volume read per crop")
-        many = {"samples": 4}
-        alike = "RandSpatialCropSamplesd: a batch is 4 crops of one volume"
-        yield Row("MONAI", f"MONAI Dataset, 4 crops ({w})", mo, ("monai",), many, workers, 8, alike)
-        cached = {"cache": True}
-        yield Row("MONAI", f"MONAI CacheDataset ({w})", mo, ("monai",), cached, workers, None, "volumes in memory")
-        yield Row("memmap", f"memmap ({w})", HERE + "memmap:Memmap", (), {}, workers)
-        yield Row("memory", f"in memory ({w})", HERE + "ram:InMemory", (), {}, workers, None, "the limit")
+        yield from _radiodata(workers)
+        yield from _radiobject(workers)
+        yield from _files(workers)
+        yield from _volumes(workers)
+
+
+def _radiodata(workers: int) -> Iterator[Row]:
+    for tile, unit in ((64, 1), (64, 4), (32, 1), (32, 4)):
+        name, options = f"radiodata (tile {tile}, unit {unit}, w{workers})", {"tile": tile, "unit": unit}
+        quick, note = workers == 0 or (tile, unit) == (32, 4), f"crops_per_unit={unit}"
+        yield Row("radiodata", name, OURS, ("radiodata",), options, workers, None, note, quick)
+
+
+def _radiobject(workers: int) -> Iterator[Row]:
+    """Yield its own loader and, as that forks after TileDB has threads, its dataset in spawned workers."""
+    for tile, label in ((64, "isotropic 64"), (32, "tile 32")):
+        for start in (None, "spawn") if workers else (None,):
+            name = f"RadiObject ({label}, w{workers}{', spawned' if start else ''})"
+            options, quick = {"tile": tile, "start": start}, workers == 0 or (start == "spawn" and tile == 64)
+            if start or tile == 64 or not workers:
+                yield Row("RadiObject", name, RADIOBJECT, ("radiobject",), options, workers, None, "", quick)
+
+
+def _files(workers: int) -> Iterator[Row]:
+    w, quick = f"w{workers}", workers == 0
+    for since in ("2.7", "2.8"):
+        name, options = f"blosc2 (nnU-Net {since}, {w})", {"since": since}
+        yield Row("blosc2", name, NNUNET, ("blosc2",), options, workers, None, "", quick or since == "2.8")
+    yield Row("zarr", f"zarr v3 (chunk 64, {w})", HERE + "zarr:Zarr", ("zarr",), {}, workers, None, "", quick)
+    yield Row("memmap", f"memmap ({w})", HERE + "memmap:Memmap", (), {}, workers)
+    yield Row("memory", f"in memory ({w})", HERE + "ram:InMemory", (), {}, workers, None, "the limit", quick)
+
+
+def _volumes(workers: int) -> Iterator[Row]:
+    """Yield the contenders that read or keep whole volumes."""
+    w, quick = f"w{workers}", workers == 0
+    queue, samples = "8 crops per volume read", "RandSpatialCropSamplesd: a batch is 4 crops of one volume"
+    torchio, needs = HERE + "torchio:TorchIO", ("monai",)
+    yield Row("TorchIO", f"TorchIO Queue ({w})", torchio, ("torchio",), {}, workers, 8, queue, quick)
+    yield Row("MONAI", f"MONAI Dataset ({w})", MONAI, needs, {}, workers, 2, "one volume read per crop", quick)
+    yield Row("MONAI", f"MONAI Dataset (4 crops, {w})", MONAI, needs, {"samples": 4}, workers, 8, samples, quick)
+    yield Row(
+        "MONAI", f"MONAI CacheDataset ({w})", MONAI, needs, {"cache": True}, workers, None, "volumes in memory", quick
+    )
 
 
 ROWS = tuple(_rows())
@@ -118,6 +134,7 @@ def measure(
     p = parameters
     per_volume = row.crops_per_volume or p.crops_per_volume
     spec = LoaderSpec(p.crop, p.batch, row.workers, per_volume, p.seed)
+    importlib.import_module("torch.utils.data")  # in no timing, as the contender's own imports
     for path in [folder] if contender.store(p.crop) else phantoms.niftis:
         touch(path)
     tick = time.perf_counter()

@@ -38,6 +38,7 @@ class Run:
     quick: bool
     repeats: int
     tell: Callable[[str], None]
+    everything: bool = True  # no contender was named
     stores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -67,6 +68,8 @@ class Run:
         entry = {"family": row.family, "row": row.name, "note": row.note, "workers": row.workers, **case}
         if missing := row.missing():
             return {**entry, "status": "not installed", "error": f"not installed: {', '.join(missing)}"}
+        if self.quick and self.everything and not row.quick:
+            return {**entry, "status": "left out", "error": "left out by --quick; --contenders can name it"}
         store = row.build().store(case["crop"])
         prepared = self._prepared(row, case["crop"], store) if store else {"status": "ok"}
         why = {key: prepared[key] for key in ("status", "error", "traceback") if key in prepared}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from benchmarks.contenders.base import Contender
 
+OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # the comma of "A (x, y),B" that ends a name
 PEERS = ("RadiObject", "blosc2")
 MODULES = {"patch": "benchmarks.patch", "loader": "benchmarks.loader"}
 
@@ -29,6 +31,7 @@ class Row:
     workers: int = 0
     crops_per_volume: int | None = None
     note: str = ""
+    quick: bool = True  # False: --quick leaves it out, and says so, unless it is named
 
     def build(self) -> Contender:
         """Import the contender's module and make it."""
@@ -62,7 +65,7 @@ def select(rows: tuple[Row, ...], wanted: str | None) -> list[Row]:
     """
     if wanted is None:
         return list(rows)
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    names = [name.strip() for name in OUTSIDE_BRACKETS.split(wanted) if name.strip()]
     families = sorted({row.family for row in rows}, key=str.lower)
     if unknown := [n for n in names if not any(_fits(row, n) for row in rows)]:
         raise ValueError(

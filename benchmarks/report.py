@@ -77,7 +77,7 @@ def stores(result: dict[str, Any]) -> Table:
 def _cells(row: dict[str, Any], primary: str, extra: list[str]) -> list[str]:
     if row["status"] != "ok":
         blanks = ["-"] * (2 + len(extra) + len(PEERS))
-        return [row["row"], "-", *blanks, row["status"] if row["status"] != "error" else row["error"]]
+        return [row["row"], "-", *blanks, row["error"]]
     metric = row["metrics"][primary]
     more = [_extra(row["metrics"].get(name), name) for name in extra]
     ratios = [f"{r['times']:.2f}" if (r := row["ratios"][peer]) else "-" for peer in PEERS]

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
 
-log = logging.getLogger("radiodata.train")
-
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")  # type: ignore[untyped-decorator]
 def main(cfg: DictConfig) -> float:
@@ -42,9 +40,16 @@ def main(cfg: DictConfig) -> float:
         sys.exit(2)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     trainer = train(cfg, run_dir)
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    best = float("nan") if score is None else float(score)
     if trainer.is_global_zero:
-        print(summary(trainer, run_dir), flush=True)
-    return best_score(trainer)
+        picture = run_dir / "preview.png"
+        print(
+            f"{dice(trainer)}, best {best:.3f} | checkpoints {run_dir / 'checkpoints'} | "
+            f"picture {picture if picture.exists() else 'none'} | logs {run_dir / 'logs'}",
+            flush=True,
+        )
+    return best
 
 
 def train(cfg: DictConfig, run_dir: Path) -> Trainer:
@@ -52,39 +57,31 @@ def train(cfg: DictConfig, run_dir: Path) -> Trainer:
     import lightning
     from hydra.utils import instantiate
 
+    from radiodata.lightning import StopOnSignal
+
     quiet()
     lightning.seed_everything(cfg.seed, workers=True)
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     model = instantiate(cfg.model, num_classes=data.num_classes, _convert_="all")
-    trainer: Trainer = instantiate(
-        cfg.trainer,
+    stop = StopOnSignal()
+    trainer: Trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         logger=loggers(run_dir),
-        callbacks=callbacks(cfg, run_dir),
-        default_root_dir=str(run_dir),
+        callbacks=[stop, *callbacks(cfg, run_dir)],
+        default_root_dir=run_dir,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
-        _convert_="all",
     )
     try:
         trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path)
-    except SystemExit:
+    except (SystemExit, RuntimeError):  # RuntimeError: the signal reached loader workers too
+        if not stop.asked:
+            raise
         if trainer.is_global_zero:
             print(f"stopped; go on with ckpt_path={run_dir}/checkpoints/last.ckpt", flush=True)
-        raise
+        sys.exit(1)
     return trainer
-
-
-def quiet() -> None:
-    """Drop what Lightning says twice, or without need."""
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers write the same lines
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    tips.addFilter(lambda record: "Tip:" not in record.getMessage())
-    # a run that goes on from another one's checkpoint keeps its own list of the best
-    warnings.filterwarnings("ignore", message="The dirpath has changed")
-    # torch 2.9 and later deprecate what Lightning 2.6 calls
-    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
 
 
 def loggers(run_dir: Path) -> list[Logger]:
@@ -98,39 +95,29 @@ def loggers(run_dir: Path) -> list[Logger]:
 
 
 def callbacks(cfg: DictConfig, run_dir: Path) -> list[Callback]:
-    """Checkpoints (best and last), a clean stop, the preview picture, the learning rate, progress."""
-    from lightning.pytorch.callbacks import (
-        LambdaCallback,
-        LearningRateMonitor,
-        ModelCheckpoint,
-        RichProgressBar,
-    )
+    """Checkpoints (best and last), the preview picture, the learning rate, progress."""
+    import lightning.pytorch.callbacks as of
+    from lightning.pytorch.utilities import rank_zero_info
 
-    from radiodata.lightning.preview import PredictionPreview
-    from radiodata.lightning.stop import StopOnSignal
+    from radiodata.lightning import PredictionPreview
 
     shared: dict[str, Any] = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
     made: list[Callback] = [
-        StopOnSignal(),
-        LearningRateMonitor(logging_interval="step"),
-        ModelCheckpoint(filename="best", monitor="val/dice", mode="max", **shared),
-        ModelCheckpoint(filename="last", every_n_epochs=1, save_on_exception=True, **shared),
+        of.LearningRateMonitor(logging_interval="step"),
+        of.ModelCheckpoint(filename="best", monitor="val/dice", mode="max", **shared),
+        of.ModelCheckpoint(filename="last", every_n_epochs=1, save_on_exception=True, **shared),
     ]
-    if cfg.checkpoint_every_n_steps:
-        made.append(ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_every_n_steps, **shared))
+    if every := cfg.checkpoint_every_n_steps:
+        made.append(of.ModelCheckpoint(filename="last", every_n_train_steps=every, **shared))
     if find_spec("matplotlib"):
         made.append(PredictionPreview(run_dir, every_n_epochs=cfg.preview_every_n_epochs))
     if sys.stdout.isatty():
-        made.append(RichProgressBar())
-    else:
-        made.append(LambdaCallback(on_train_epoch_end=lambda trainer, _: tell_epoch(trainer)))
-    return made
+        return [*made, of.RichProgressBar()]
 
+    def say(trainer: Trainer, _: Any) -> None:
+        rank_zero_info(f"epoch {trainer.current_epoch + 1}: {dice(trainer)}")
 
-def tell_epoch(trainer: Trainer) -> None:
-    """Write one line about the epoch that ends; for runs without a terminal."""
-    if trainer.is_global_zero:
-        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, dice(trainer))
+    return [*made, of.LambdaCallback(on_train_epoch_end=say)]
 
 
 def dice(trainer: Trainer) -> str:
@@ -140,19 +127,15 @@ def dice(trainer: Trainer) -> str:
     return f"val Dice {scores['val/dice']:.3f} ({classes})" if scores else "not validated"
 
 
-def best_score(trainer: Trainer) -> float:
-    """Best validation Dice of this run; NaN where there was no validation."""
-    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-    return float("nan") if score is None else float(score)
-
-
-def summary(trainer: Trainer, run_dir: Path) -> str:
-    """Dice per class, and where everything lies, in one line."""
-    picture = run_dir / "preview.png"
-    return (
-        f"{dice(trainer)}, best {best_score(trainer):.3f} | checkpoints {run_dir / 'checkpoints'} | "
-        f"picture {picture if picture.exists() else 'none'} | logs {run_dir / 'logs'}"
-    )
+def quiet() -> None:
+    """Drop what Lightning says twice, or without need."""
+    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers write the same lines
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    tips.addFilter(lambda record: "Tip:" not in record.getMessage())
+    # a run that goes on from another one's checkpoint keeps its own list of the best
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
+    # torch 2.9 and later deprecate what Lightning 2.6 calls
+    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def test_rows_have_names_of_their_own_and_contenders_import_lazily(module):
 def test_select_takes_families_and_rows():
     assert [r.name for r in registry.select(patch.ROWS, "memmap")] == ["memmap"]
     assert len(registry.select(patch.ROWS, "RADIODATA")) == 2
+    two = ["radiodata (tile 64, unit 4, w2)", "memmap (w0)"]
+    assert [r.name for r in registry.select(loader.ROWS, ", ".join(two))] == two
     assert len(registry.select(patch.ROWS, None)) == len(patch.ROWS)
     with pytest.raises(ValueError, match=r"'nobody'.*RadiObject"):
         registry.select(patch.ROWS, "memmap,nobody")
@@ -191,10 +193,21 @@ def test_what_is_not_installed_is_listed(tmp_path, monkeypatch):
 
     row = registry.Row("ghost", "ghost", "benchmarks.contenders.memmap:Memmap", ("no_such_package",))
     run = Run("patch", patch, tmp_path, quick=True, repeats=1, tell=lambda line: None)
-    monkeypatch.setattr(run, "_must", lambda job, what: None, raising=False)
+    monkeypatch.setattr(run, "_must", lambda job, what: None)
     entries = run.measure([row])
     assert {entry["status"] for entry in entries} == {"not installed"}
     assert all("no_such_package" in entry["error"] for entry in entries)
+
+
+def test_what_quick_leaves_out_is_listed(tmp_path, monkeypatch):
+    from benchmarks.measure import Run
+
+    row = next(row for row in loader.ROWS if not row.quick and row.family == "memory")
+    run = Run("loader", loader, tmp_path, quick=True, repeats=1, tell=lambda line: None)
+    monkeypatch.setattr(run, "_must", lambda job, what: None)
+    [entry] = run.measure([row])
+    assert entry["status"] == "left out"
+    assert "--quick" in entry["error"]
 
 
 def test_a_failure_is_listed_with_its_error(tmp_path):

@@ -301,11 +301,14 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path, ask: Ask) -> None:
 
 
 def test_second_ctrl_c_interrupts_at_once() -> None:
-    stop = StopOnSignal()
+    stop, deaths = StopOnSignal(), signal.getsignal(signal.SIGCHLD)
     stop._note(signal.SIGINT, None)
     stop._note(signal.SIGTERM, None)
     with pytest.raises(KeyboardInterrupt):
         stop._note(signal.SIGINT, None)
+    assert signal.getsignal(signal.SIGCHLD) is not deaths
+    stop.teardown(None, None, "fit")
+    assert signal.getsignal(signal.SIGCHLD) is deaths
 
 
 def preview_case() -> dict[str, Any]:

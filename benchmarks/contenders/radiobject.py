@@ -21,7 +21,7 @@ class RadiObject(Contender):
     would pass, and this start method for the workers.
     """
 
-    requires = ("radiobject", "radiobject.ml")
+    requires = ("radiobject", "radiobject.ml", "radiobject.ml.utils.worker_init")
 
     def __init__(self, tile: int = 64, start: str | None = None) -> None:
         self.tile, self.start = tile, start

@@ -22,6 +22,9 @@ class Radiodata(Contender):
     def __init__(self, tile: int = 64, unit: int = 1) -> None:
         self.tile, self.unit = tile, unit
 
+    def import_all(self) -> None:
+        from radiodata import Cohort, PatchDataset, PatchLoader, Uniform  # noqa: F401  the names load on demand
+
     def store(self, crop: int) -> str:
         return f"radiodata-{self.tile}"
 

@@ -22,10 +22,15 @@ class StopOnSignal(Callback):
     A signal in the middle of a step would leave a checkpoint of half a step, and processes that wait for one
     another. Here it is noted, and all processes stop together after the step or validation volume at hand;
     ``ModelCheckpoint(save_on_exception=True)`` then saves. A second Ctrl-C interrupts at once.
+
+    Attributes
+    ----------
+    asked
+        Whether this process was asked to stop.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._before: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,7 +43,7 @@ class StopOnSignal(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stop here when any process was asked to."""
-        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -53,6 +58,9 @@ class StopOnSignal(Callback):
                 self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
+        # a terminal or a batch system signals loader workers too, and torch would end the step at their death
+        if hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
+            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)

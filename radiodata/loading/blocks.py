@@ -158,7 +158,8 @@ class BlockCache:
         with self._lock:
             if crop in self._waiting.get(key, ()) or key in self._reading:
                 return
-        self._read_once(key)
+            future = self._reading[key] = Future()
+        self._fill(key, future)
 
     def _read_once(self, key: UnitKey) -> list[Crop]:
         with self._lock:

@@ -152,10 +152,9 @@ class PatchDataset(IterableDataset[Sample]):
         """Samples of some slots of a batch, transformed."""
         return [self._finished(slot) for slot in slots]
 
-    def prefetch(self, slots: Sequence[Slot]) -> None:
-        """Read what some slots of a coming batch need."""
-        for slot in slots:
-            self._blocks().prefetch((slot.epoch, slot.unit), slot.crop)
+    def prefetch(self, slot: Slot) -> None:
+        """Read what a slot of a coming batch needs."""
+        self._blocks().prefetch((slot.epoch, slot.unit), slot.crop)
 
     def _finished(self, slot: Slot) -> Any:
         crop = self._blocks().take((slot.epoch, slot.unit), slot.crop)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.utils.data import default_collate
 
 from radiodata.errors import ConfigError, StateMismatchError
 from radiodata.geometry import box
 from radiodata.loading.aligned import align
+from radiodata.loading.collate import collate_samples
 from radiodata.loading.dataset import current_rank, current_world
 from radiodata.loading.transforms import apply
 from radiodata.loading.transport import At, Batch, BatchSource, ThreadTransport, Transport, WorkerTransport
@@ -37,9 +38,10 @@ class _PatchBatches:
     def __getitem__(self, at: At) -> Batch:
         return self._collate(self._dataset.samples(self._dataset.plan.rank_batch(*at, self._rank, self._world)))
 
-    def prefetch(self, at: At) -> None:
-        """Read what the batch needs."""
-        self._dataset.prefetch(self._dataset.plan.rank_batch(*at, self._rank, self._world))
+    def reads(self, at: At) -> list[Callable[[], None]]:
+        """Reads that the batch needs."""
+        slots = self._dataset.plan.rank_batch(*at, self._rank, self._world)
+        return [partial(self._dataset.prefetch, slot) for slot in slots]
 
 
 class PatchLoader:
@@ -93,7 +95,7 @@ class PatchLoader:
         world_size: int | None = None,
         multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
         pin_memory: bool = False,
-        collate_fn: Callable[[list[Any]], Batch] = default_collate,
+        collate_fn: Callable[[list[Any]], Batch] = collate_samples,
         on_mismatch: Literal["error", "restart_epoch"] = "error",
     ) -> None:
         self.patches = dataset  # not `dataset`: Lightning would warn of an IterableDataset with a length
@@ -180,12 +182,12 @@ def _difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _warn_of_rereads(dataset: PatchDataset, workers: int) -> None:
-    groups = dataset.plan.lanes.groups
-    if workers > 1 and groups % workers:
-        legal = [n for n in range(1, groups + 1) if groups % n == 0]
+    canonical = dataset.plan.workers
+    if workers > 1 and canonical % workers:
+        legal = ", ".join(str(n) for n in range(1, canonical + 1) if canonical % n == 0)
         warnings.warn(
-            f"num_workers={workers} does not divide canonical_workers={groups}: batches stay the same, but workers "
-            f"read tiles that others read too. Use {', '.join(map(str, legal))} workers, or canonical_workers={workers}.",
+            f"num_workers={workers} does not divide canonical_workers={canonical}: batches stay the same, but workers "
+            f"read tiles that others read too. Use {legal} workers, or canonical_workers={workers}.",
             stacklevel=3,
         )
 
@@ -226,10 +228,11 @@ class _WholeVolumes:
         sample = self._sample(volume, padding=place >= len(self._held.volumes))
         if self._transform is not None:
             sample = apply(self._transform, sample, int(sample["key"]))
-        return dict(default_collate([sample]))
+        return dict(collate_samples([sample]))
 
-    def prefetch(self, at: At) -> None:
-        """Leave whole volumes to the time when they are asked for."""
+    def reads(self, at: At) -> list[Callable[[], None]]:
+        """Nothing: whole volumes are read when they are asked for."""
+        return []
 
     def _sample(self, volume: int, *, padding: bool) -> Sample:
         held = self._held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data._utils import pin_memory as pinning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Batch: TypeAlias = "dict[str, Any]"
 At: TypeAlias = "tuple[int, int]"
@@ -25,8 +25,8 @@ class BatchSource(Protocol):
     def __getitem__(self, at: At) -> Batch:
         """Make the batch of an (epoch, step)."""
 
-    def prefetch(self, at: At) -> None:
-        """Read what the batch of an (epoch, step) needs."""
+    def reads(self, at: At) -> list[Callable[[], None]]:
+        """Reads that the batch of an (epoch, step) needs, each to be done ahead in any thread."""
 
 
 class Transport(Protocol):
@@ -87,13 +87,15 @@ class ThreadTransport:
 
     def iterate(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps ``start`` to ``stop - 1`` of an epoch."""
-        ahead: deque[Future[None]] = deque()
+        ahead: deque[list[Future[None]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="radiodata-prefetch")
         try:
             for step in range(start, stop):
                 while len(ahead) < self._prefetch and step + len(ahead) < stop:
-                    ahead.append(pool.submit(self._source.prefetch, (epoch, step + len(ahead))))
-                ahead.popleft()  # not waited for: taking a crop joins the read that is under way, errors and all
+                    reads = self._source.reads((epoch, step + len(ahead)))
+                    ahead.append([pool.submit(read) for read in reads])
+                # what has not begun is read below, where a failure is raised too
+                wait([read for read in ahead.popleft() if not read.cancel()])
                 batch = self._source[epoch, step]
                 yield pinning.pin_memory(batch) if self._pin else batch  # type: ignore[no-untyped-call]
         finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from radiodata.errors import ObsNotFoundError
+from radiodata.errors import ConfigError, ObsNotFoundError
 from radiodata.store import layout
 from radiodata.store.collection import VolumeCollection
 from radiodata.store.context import DEFAULT_READ, context
@@ -104,11 +104,15 @@ class Cohort:
         ------
         ObsNotFoundError
             When a subject is not in the cohort.
+        ConfigError
+            When a subject is named twice.
         """
         wanted = [str(s) for s in subjects]
         missing = [s for s in wanted if s not in self.obs_meta.index]
         if missing:
             raise ObsNotFoundError(f"the cohort at {self.uri} has no subject {missing}")
+        if len(set(wanted)) < len(wanted):
+            raise ConfigError(f"subjects are named twice: {sorted({s for s in wanted if wanted.count(s) > 1})}")
         view = object.__new__(Cohort)
         view.uri, view._config, view.obs_meta = self.uri, self._config, self.obs_meta.loc[wanted]
         view._collections = {n: _of_subjects(c, view.obs_meta.index) for n, c in self._collections.items()}

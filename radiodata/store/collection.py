@@ -47,13 +47,15 @@ class VolumeCollection:
         Tile extents ``(x, y, z)`` in voxels.
     obs
         One row a volume, indexed by ``obs_id``.
+    config
+        How TileDB reads.
     """
 
     def __init__(
         self, name: str, uri: str, kind: str, tile: Shape3, obs: pd.DataFrame, token: str, config: ReadConfig
     ) -> None:
         self.name, self.uri, self.kind, self.tile, self.obs = name, uri, kind, tile, obs
-        self._token, self._config = token, config
+        self._token, self.config = token, config
 
     @classmethod
     def open(cls, cohort_uri: str, name: str, token: str, config: ReadConfig) -> VolumeCollection:
@@ -96,7 +98,7 @@ class VolumeCollection:
 
     def view(self, obs: pd.DataFrame) -> VolumeCollection:
         """Give the collection restricted to the rows of `obs`."""
-        return VolumeCollection(self.name, self.uri, self.kind, self.tile, obs, self._token, self._config)
+        return VolumeCollection(self.name, self.uri, self.kind, self.tile, obs, self._token, self.config)
 
     def sources(self) -> list[VoxelSource]:
         """Voxel sources of every volume, in the order of ``.obs``."""
@@ -104,18 +106,21 @@ class VolumeCollection:
 
     def tile_statistics(self) -> pd.DataFrame:
         """Per-tile statistics in the order of ``.obs`` (see ``IMAGE_TILES`` and ``LABEL_TILES``); no voxel is read."""
-        table = read_table(layout.join(self.uri, "tiles"), TILES_INDEX, context(self._config))
+        table = read_table(layout.join(self.uri, "tiles"), TILES_INDEX, context(self.config))
         keys = [volume_key(s, n) for s, n in zip(self.obs["shard"], self.obs["slot"], strict=True)]
         return table.loc[keys].set_index(self.obs.index)
 
     def histograms(self) -> pd.DataFrame:
-        """Histogram of every volume: counts, lower edge of the first bin, bin width (physical values)."""
+        """Histogram of every volume: counts, lower edge of the first bin, bin width (physical values).
+
+        Of the voxels above ``air_threshold``.
+        """
         names = ["histogram", "histogram_start", "histogram_width"]
-        return read_table(layout.join(self.uri, "obs"), OBS_ID, context(self._config), names).loc[self.obs.index]
+        return read_table(layout.join(self.uri, "obs"), OBS_ID, context(self.config), names).loc[self.obs.index]
 
     def _volume(self, at: int) -> Volume:
         row = self.obs.iloc[at]
-        return Volume(source_of(self.uri, str(self.obs.index[at]), row, self._token), row, self._config)
+        return Volume(source_of(self.uri, str(self.obs.index[at]), row, self._token), row, self.config)
 
     def __repr__(self) -> str:
         return f"VolumeCollection({self.name!r}, {self.kind}, {len(self)} volumes, tile={self.tile})"
@@ -134,6 +139,8 @@ class _Loc:
         if isinstance(key, str):
             _refuse_missing([key], held)
             return held._volume(int(held.obs.index.get_indexer(pd.Index([key]))[0]))
+        if isinstance(key, pd.Series) and pd.api.types.is_bool_dtype(key.dtype):
+            return held.view(held.obs.loc[key])  # a mask of ours in another order is aligned by its index
         keys = list(key)
         if keys and isinstance(keys[0], str):
             _refuse_missing(keys, held)

@@ -22,6 +22,7 @@ TILINGS: dict[str, Shape3] = {
     "sagittal": (1, 256, 256),
 }
 FILTERS = ("byteshuffle", "bitshuffle", "zstd", "lz4", "gzip")
+CHECKSUMS = ("md5", "sha256")
 
 
 def tile_extents(tiling: TilingLike) -> Shape3:
@@ -54,7 +55,8 @@ class StoreConfig:
     tiling
         ``"isotropic"`` (64-cube tiles), ``"axial"``, ``"coronal"``, ``"sagittal"`` or extents ``(x, y, z)``.
     filters
-        Compression pipeline, each ``name`` or ``name:level``; applied in order on write.
+        Compression pipeline, each ``name`` or ``name:level``; applied in order on write. A last ``"sha256"``
+        (or ``"md5"``) makes a read of tiles that were damaged on disk fail; without it most flipped bits pass.
     slots
         Volumes per packed shard.
     orient
@@ -79,8 +81,11 @@ class StoreConfig:
         tile_extents(self.tiling)
         for spec in self.filters:
             name, _, level = spec.partition(":")
-            if name not in FILTERS or (level and not level.lstrip("-").isdigit()):
-                raise ConfigError(f"filter {spec!r} is not known: use {', '.join(FILTERS)}, with ':level'")
+            known = name in CHECKSUMS and not level
+            if not known and (name not in FILTERS or (level and not level.lstrip("-").isdigit())):
+                raise ConfigError(
+                    f"filter {spec!r} is not known: use {', '.join(FILTERS)}, with ':level', or {', '.join(CHECKSUMS)}"
+                )
         if self.orient not in ("RAS", None):
             raise ConfigError(f"orient must be 'RAS' or None, not {self.orient!r}")
         if not 1 <= self.slots <= 65536 or self.reservoir < 1:

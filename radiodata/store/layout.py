@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tiledb
 
-from radiodata.errors import CohortNotFoundError, ConfigError, FormatVersionError
+from radiodata.errors import CohortNotFoundError, ConfigError, FormatVersionError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +71,8 @@ def filter_list(specs: Sequence[str], ctx: tiledb.Ctx) -> tiledb.FilterList:
             "zstd": tiledb.ZstdFilter,
             "lz4": tiledb.LZ4Filter,
             "gzip": tiledb.GzipFilter,
+            "md5": tiledb.ChecksumMD5Filter,
+            "sha256": tiledb.ChecksumSHA256Filter,
         }[name]
         made.append(kind(level=int(level), ctx=ctx) if level else kind(ctx=ctx))
     return tiledb.FilterList(made, ctx=ctx)
@@ -96,12 +98,18 @@ def group_exists(uri: str, ctx: tiledb.Ctx) -> bool:
 
 
 def create_group(uri: str, metadata: dict[str, str | int], ctx: tiledb.Ctx) -> None:
-    """Create a group with metadata, or leave the one that is there."""
-    if group_exists(uri, ctx):
-        return
-    tiledb.Group.create(uri, ctx=ctx)
-    with tiledb.Group(uri, "w", ctx=ctx) as group:
-        group.meta.update(metadata)
+    """Create a group, and give it the metadata that it lacks: the process that made it may have died, or run beside us."""
+    try:
+        if not group_exists(uri, ctx):
+            tiledb.Group.create(uri, ctx=ctx)
+    except tiledb.TileDBError as error:
+        if not group_exists(uri, ctx):
+            raise StoreError(f"cannot create a group at {uri}: {error}") from error
+    with tiledb.Group(uri, "r", ctx=ctx) as group:
+        lacking = {key: value for key, value in metadata.items() if key not in group.meta}
+    if lacking:
+        with tiledb.Group(uri, "w", ctx=ctx) as group:
+            group.meta.update(lacking)
 
 
 def create_root(uri: str, ctx: tiledb.Ctx) -> None:
@@ -118,23 +126,44 @@ def add_member(uri: str, name: str, ctx: tiledb.Ctx) -> None:
         group.add(uri=name, name=name, relative=True)
 
 
+def cohort_exists(uri: str, ctx: tiledb.Ctx) -> bool:
+    """Whether a cohort of a format that we know is at `uri`.
+
+    Raises
+    ------
+    FormatVersionError
+        When it was written in a format that this version does not know.
+    """
+    try:
+        read_root(uri, ctx)
+    except CohortNotFoundError:
+        return False
+    return True
+
+
+def _root(uri: str, ctx: tiledb.Ctx) -> tuple[object, list[str]]:
+    if not group_exists(uri, ctx):
+        return None, []
+    with tiledb.Group(uri, "r", ctx=ctx) as group:
+        return group.meta.get(VERSION_KEY), [str(m.name) for m in group]
+
+
 def read_root(uri: str, ctx: tiledb.Ctx) -> list[str]:
     """Check the format version of a cohort and list its collections.
 
     Raises
     ------
     CohortNotFoundError
-        When no cohort is at `uri`.
+        When no cohort is at `uri`, or only the beginning of one, left by an ingest that died.
     FormatVersionError
         When it was written in a format that this version does not know.
     """
-    if not group_exists(uri, ctx):
+    version, members = _root(uri, ctx)
+    begun = version in (None, FORMAT_VERSION) and not members
+    if begun or (version == FORMAT_VERSION and OBS_META not in members):
         raise CohortNotFoundError(
             f"no cohort at {uri}: make one with `radiodata ingest {uri} ...` or Cohort.from_niftis"
         )
-    with tiledb.Group(uri, "r", ctx=ctx) as group:
-        version = group.meta.get(VERSION_KEY)
-        members = [str(m.name) for m in group]
     if version != FORMAT_VERSION:
         found = "no format version" if version is None else f"format version {version}"
         raise FormatVersionError(

@@ -12,7 +12,7 @@ import numpy as np
 import tiledb
 import tiledb.libtiledb as lt
 
-from radiodata.errors import TileReadError
+from radiodata.errors import StoreError, TileReadError
 from radiodata.geometry import box_shape
 from radiodata.store.context import DEFAULT_READ, handles
 
@@ -50,18 +50,28 @@ def read_box(
         When the array cannot be opened or read, or holds no voxels for this volume.
     """
     first, last = channels or (0, source.shape[0])
+    _refuse_outside(source, box, first, last)
     out = np.empty((last - first, *box_shape(box)), source.dtype)
     ranges = [[(source.slot, source.slot)], [(first, last - 1)]]
     ranges += [[(int(lo), int(hi) - 1)] for lo, hi in box]
     try:
         array = handles().array(source.uri, source.token, config)
         status = _submit(array, handles().context(config), ranges, out)
-    except (tiledb.TileDBError, OSError, RuntimeError) as error:
+        written = not _could_be_fill(array, out) or _is_written(source, config)
+    except (tiledb.TileDBError, StoreError, OSError, RuntimeError) as error:
         raise TileReadError(_where(source, box, f"{error}")) from error
     if status != lt.QueryStatus.COMPLETE:
         raise TileReadError(_where(source, box, f"the query ended as {status}"))
-    _refuse_unwritten(source, box, array, out)
+    if not written:
+        raise TileReadError(_where(source, box, "the array holds no voxels for it (was a fragment deleted?)"))
     return out
+
+
+def _refuse_outside(source: VoxelSource, box: Box, first: int, last: int) -> None:
+    """The domain of a shard is wide: TileDB would answer a read beyond the volume with fill values."""
+    inside = all(0 <= lo < hi <= size for (lo, hi), size in zip(box, source.size, strict=True))
+    if not inside or not 0 <= first < last <= source.shape[0]:
+        raise ValueError(f"box {box.tolist()}, channels {first}:{last} is empty or outside of shape {source.shape}")
 
 
 def _submit(array: tiledb.Array, ctx: tiledb.Ctx, ranges: list[list[tuple[int, int]]], out: Voxels) -> Any:
@@ -75,15 +85,18 @@ def _submit(array: tiledb.Array, ctx: tiledb.Ctx, ranges: list[list[tuple[int, i
     return query._submit()
 
 
-def _refuse_unwritten(source: VoxelSource, box: Box, array: tiledb.Array, out: Voxels) -> None:
-    """TileDB answers a read of a slot that nobody wrote with the fill value: never let it pass for voxels."""
-    fill = array.schema.attr(0).fill[0] if out.size and out.flat[0] == out.flat[-1] else None
-    if fill is None or not _same(out.flat[0], fill) or not all(_same(v, fill) for v in np.unique(out)[:2]):
-        return
-    ctx = handles().context()
-    written = tiledb.array_fragments(source.uri, ctx=ctx)
-    if not any(domain[0][0] <= source.slot <= domain[0][1] for domain in written.nonempty_domain):
-        raise TileReadError(_where(source, box, "the array holds no voxels for it (was a fragment deleted?)"))
+def _could_be_fill(array: tiledb.Array, out: Voxels) -> bool:
+    """Whether all that was read is the fill value: TileDB answers so for a slot that nobody wrote."""
+    first, last = out.flat[0], out.flat[-1]
+    if not _same(first, last):
+        return False
+    fill = array.schema.attr(0).fill[0]
+    return _same(first, fill) and bool((np.isnan(out) if fill != fill else out == fill).all())
+
+
+def _is_written(source: VoxelSource, config: ReadConfig) -> bool:
+    fragments = tiledb.array_fragments(source.uri, ctx=handles().context(config))
+    return any(domain[0][0] <= source.slot <= domain[0][1] for domain in fragments.nonempty_domain)
 
 
 def _same(value: Any, fill: Any) -> bool:

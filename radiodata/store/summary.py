@@ -38,7 +38,7 @@ def _collection(collection: VolumeCollection) -> dict[str, Any]:
     obs = collection.obs
     classes = np.unique(np.concatenate([np.zeros(0, np.int64), *obs["label_values"]]))
     voxels = layout.join(collection.uri, layout.VOXELS)
-    vfs = tiledb.VFS(ctx=context())
+    vfs = tiledb.VFS(ctx=context(collection.config))
     return {
         "kind": collection.kind,
         "volumes": len(collection),

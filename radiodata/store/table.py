@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import tiledb
 
-from radiodata.errors import ConfigError
+from radiodata.errors import ConfigError, StoreError
 from radiodata.store.layout import filter_list
 
 if TYPE_CHECKING:
@@ -44,14 +44,42 @@ class Column:
 
 
 def infer_columns(frame: pd.DataFrame) -> list[Column]:
-    """Columns for a frame of a user: ints, floats, booleans, dates, and strings.
+    """Columns for a frame of a user: ints, floats, booleans, dates (without time zone), and strings.
 
     Raises
     ------
     ConfigError
-        When a column holds something else, such as lists.
+        When a column holds something else, such as lists, or has a name that cannot be stored.
     """
-    return [Column(str(name), _infer_kind(str(name), frame[name])) for name in frame.columns]
+    names = [name for name in frame.columns if not isinstance(name, str) or not name or name.startswith("__")]
+    names += list(frame.columns[frame.columns.duplicated()])
+    if names:
+        raise ConfigError(f"columns {names}: names must be strings, each once, not empty and not beginning with __")
+    return [Column(name, _infer_kind(name, frame[name])) for name in frame.columns]
+
+
+def check_columns(frame: pd.DataFrame, held: Sequence[Column]) -> None:
+    """Refuse a frame that does not fit a table that is there.
+
+    Ints may go into a column of floats, and whole floats (ints with gaps, to pandas) into a column of ints.
+
+    Raises
+    ------
+    ConfigError
+        When names or kinds of columns differ.
+    """
+    given, kinds = {c.name: c.kind for c in infer_columns(frame)}, {c.name: c.kind for c in held}
+    if set(given) != set(kinds):
+        raise ConfigError(f"the table there has columns {sorted(kinds)}, not {sorted(given)}: they must be the same")
+    for name, kind in kinds.items():
+        if not _fits(frame[name].dropna(), given[name], kind):
+            raise ConfigError(f"column {name!r} of the table there holds {kind}s, not {given[name]}s")
+
+
+def _fits(values: pd.Series[Any], given: str, held: str) -> bool:
+    if values.empty or given == held or (given, held) == ("int", "float"):
+        return True
+    return (given, held) == ("float", "int") and all(float(v).is_integer() for v in values)
 
 
 def _infer_kind(name: str, column: pd.Series[Any]) -> str:
@@ -59,18 +87,37 @@ def _infer_kind(name: str, column: pd.Series[Any]) -> str:
     if types.is_bool_dtype(column.dtype):
         return "bool"
     if types.is_integer_dtype(column.dtype):
+        if column.dropna().gt(np.iinfo(np.int64).max).any():
+            raise ConfigError(f"column {name!r} holds ints beyond int64: give strings")
         return "int"
     if types.is_float_dtype(column.dtype):
         return "float"
     if types.is_datetime64_any_dtype(column.dtype):
+        if getattr(column.dtype, "tz", None) is not None:
+            raise ConfigError(f"column {name!r} holds dates of time zone {column.dtype.tz}: give them without zone")
+        _nanoseconds(column)
         return "datetime"
-    odd = [v for v in column.dropna().unique() if not isinstance(v, str)]
-    if odd:
-        raise ConfigError(
-            f"column {name!r} holds {type(odd[0]).__name__} ({odd[0]!r}): give numbers, strings, dates or "
-            "booleans, one kind a column"
-        )
-    return "string"
+    odd = next((v for v in column if not isinstance(v, str) and not _is_null(v)), None)
+    if odd is None:
+        return "string"
+    better = column.convert_dtypes() if column.dtype == object and np.isscalar(odd) else column
+    if better.dtype != object and better.dtype != column.dtype:
+        return _infer_kind(name, better)
+    raise ConfigError(
+        f"column {name!r} holds {type(odd).__name__} ({odd!r}): give numbers, strings, dates or booleans, "
+        "one kind a column"
+    )
+
+
+def _nanoseconds(column: pd.Series[Any]) -> NDArray[Any]:
+    try:
+        return column.dt.as_unit("ns").to_numpy()
+    except pd.errors.OutOfBoundsDatetime as error:
+        raise ConfigError(f"column {column.name!r} holds a date outside of 1678 to 2262: give strings") from error
+
+
+def _is_null(cell: Any) -> bool:
+    return bool(np.isscalar(pd.isna(cell)) and pd.isna(cell))
 
 
 def create_table(uri: str, index: str, columns: Sequence[Column], ctx: tiledb.Ctx) -> None:
@@ -79,7 +126,11 @@ def create_table(uri: str, index: str, columns: Sequence[Column], ctx: tiledb.Ct
     dim = tiledb.Dim(name=index, domain=(None, None), tile=None, dtype="ascii", filters=zstd, ctx=ctx)
     attrs = [_attr(column, ctx) for column in columns]
     schema = tiledb.ArraySchema(tiledb.Domain(dim, ctx=ctx), attrs=attrs, sparse=True, allows_duplicates=False, ctx=ctx)
-    tiledb.Array.create(uri, schema, ctx=ctx)
+    try:
+        tiledb.Array.create(uri, schema, ctx=ctx)
+    except tiledb.TileDBError as error:
+        if not tiledb.array_exists(uri, ctx=ctx):  # else a process beside us made it
+            raise StoreError(f"cannot create a table at {uri}: {error}") from error
 
 
 def _attr(column: Column, ctx: tiledb.Ctx) -> tiledb.Attr:
@@ -89,7 +140,7 @@ def _attr(column: Column, ctx: tiledb.Ctx) -> tiledb.Attr:
         column.name,
         dtype=_DTYPES[column.kind],
         var=varying,
-        nullable=column.kind not in _LISTS,
+        nullable=column.kind not in ("float", *_LISTS),  # NaN is the null of floats; inf would become null otherwise
         filters=filters,
         ctx=ctx,
     )
@@ -119,10 +170,16 @@ def _encode(column: pd.Series[Any], kind: str) -> NDArray[Any]:
     if kind == "float":
         return column.to_numpy(np.float64, na_value=np.nan)
     if kind == "datetime":
-        return column.to_numpy("datetime64[ns]")
+        return _nanoseconds(pd.to_datetime(column))
     convert = {"int": int, "bool": int, "string": str}[kind]
     out[:] = [None if pd.isna(cell) else convert(cell) for cell in column]
     return out
+
+
+def read_columns(uri: str, ctx: tiledb.Ctx) -> list[Column]:
+    """Columns of a table that is there."""
+    schema = tiledb.ArraySchema.load(uri, ctx=ctx)
+    return [Column(schema.attr(i).name, _kind_of(schema.attr(i))) for i in range(schema.nattr)]
 
 
 def read_table(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,8 @@ import tiledb
 
 from radiodata.errors import StoreError
 from radiodata.store.layout import voxel_schema
+
+_creating = threading.Lock()
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,15 +21,10 @@ if TYPE_CHECKING:
 
 
 def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx) -> None:
-    """Create a packed shard unless it is there; many writers may ask at once."""
-    if tiledb.array_exists(uri, ctx=ctx):
-        return
-    schema = voxel_schema(dtype, config.tile, config, ctx)
-    try:
-        tiledb.Array.create(uri, schema, ctx=ctx)
-    except tiledb.TileDBError:
-        if not tiledb.array_exists(uri, ctx=ctx):  # not a writer beside us: a real failure
-            raise
+    """Create a packed shard unless it is there; threads may ask at once (other processes have other shards)."""
+    with _creating:
+        if not tiledb.array_exists(uri, ctx=ctx):
+            tiledb.Array.create(uri, voxel_schema(dtype, config.tile, config, ctx), ctx=ctx)
 
 
 def write_volume(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> None:

@@ -1,0 +1,35 @@
+"""Samples to a batch: torch's default collation, but for transforms that change a dtype only sometimes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data._utils.collate import collate, collate_tensor_fn, default_collate_fn_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def collate_samples(samples: Sequence[Any]) -> Any:
+    """Make a batch of samples.
+
+    As ``torch.utils.data.default_collate``, but tensors of one key may differ in dtype (MONAI's random
+    transforms turn integers into floats only where they apply) and are promoted; tensor subclasses such as
+    ``MetaTensor`` become plain tensors.
+    """
+    return collate(list(samples), collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})  # type: ignore[no-untyped-call]
+
+
+def _stack(
+    tensors: Sequence[torch.Tensor], *, collate_fn_map: dict[Any, Callable[..., Any]] | None = None
+) -> torch.Tensor:
+    plain = [t.as_subclass(torch.Tensor) for t in tensors]
+    dtypes = {t.dtype for t in plain}
+    if len(dtypes) > 1:
+        common = dtypes.pop()
+        for other in dtypes:
+            common = torch.promote_types(common, other)
+        plain = [t.to(common) for t in plain]
+    stacked: torch.Tensor = collate_tensor_fn(plain, collate_fn_map=collate_fn_map)  # type: ignore[no-untyped-call]
+    return stacked
