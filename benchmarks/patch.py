@@ -18,7 +18,7 @@ from benchmarks.registry import Row
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.contenders.base import Contender
+    from benchmarks.contenders.base import Box, Contender
     from benchmarks.phantom import Phantoms
 
 SUMMARY = "cubic crops of one volume, random and tile-aligned: ms per read"
@@ -94,7 +94,7 @@ def measure(
     touch(folder if contender.store(crop) else phantoms.niftis[0])
     read = contender.reader(phantoms, folder, crop)
     times: list[float] = []
-    boxes = [tuple(slice(int(s), int(s) + crop) for s in start) for start in starts(parameters, case["kind"], crop)]
+    boxes = [_box(start, crop) for start in starts(parameters, case["kind"], crop)]
     first = read(boxes[0])  # untimed: opens what is opened once
     begin = time.perf_counter()
     for box in boxes:
@@ -105,6 +105,11 @@ def measure(
         times.append(1000 * (time.perf_counter() - tick))
         _check(first, truth[box], box)
     return {PRIMARY: times, "dtype": str(first.dtype), "capped": len(times) < len(boxes)}
+
+
+def _box(start: np.ndarray[Any, np.dtype[np.int64]], crop: int) -> Box:
+    x, y, z = (int(s) for s in start)
+    return slice(x, x + crop), slice(y, y + crop), slice(z, z + crop)
 
 
 def _check(got: Any, expected: Any, box: Any) -> None:

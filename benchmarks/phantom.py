@@ -75,7 +75,8 @@ class Phantoms:
 
     def truth(self, volume: int) -> NDArray[np.int16]:
         """Return the voxels of one volume, (x, y, z) int16, mapped from disk."""
-        return np.load(self.truths[volume], mmap_mode="r")
+        voxels: NDArray[np.int16] = np.load(self.truths[volume], mmap_mode="r")
+        return voxels
 
     def make(self) -> None:
         """Write the volumes that are not there yet."""

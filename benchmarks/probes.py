@@ -47,7 +47,7 @@ def memory_bytes() -> int | None:
     except ImportError:
         return None
     me = psutil.Process()
-    return sum(process.memory_full_info().uss for process in (me, *me.children(recursive=True)))
+    return sum(int(process.memory_full_info().uss) for process in (me, *me.children(recursive=True)))
 
 
 def disk(path: Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from radiodata.errors import ConfigError, RadiodataError
 
@@ -51,7 +52,7 @@ def demo(
 
     with _progress("ingest") as tell:
         cohort = make_demo(uri, subjects=subjects, size=size, seed=seed, workers=workers, progress=tell)
-    out.print(repr(cohort), highlight=False)
+    out.print(repr(cohort), highlight=False, markup=False)
 
 
 @app.command()
@@ -98,7 +99,9 @@ def ingest(
             workers=workers,
             progress=tell,
         )
-    out.print(f"{len(report.added)} subjects added, {len(report.present)} were there: {uri}", highlight=False)
+    out.print(
+        f"{len(report.added)} subjects added, {len(report.present)} were there: {uri}", highlight=False, markup=False
+    )
 
 
 @app.command()
@@ -124,9 +127,10 @@ def _named(entry: str) -> tuple[str, str]:
 def _read_table(path: Path) -> Any:
     import pandas as pd
 
-    table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
-    key = "obs_subject_id" if "obs_subject_id" in table.columns else table.columns[0]
-    return table.astype({key: str}).set_index(key)
+    separator = "\t" if path.suffix == ".tsv" else ","
+    names = pd.read_csv(path, sep=separator, nrows=0).columns
+    key = "obs_subject_id" if "obs_subject_id" in names else names[0]
+    return pd.read_csv(path, sep=separator, converters={key: str}).set_index(key)  # ids as written: 001, NA
 
 
 @contextmanager
@@ -143,8 +147,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     columns = ", ".join(f"{n} ({t})" for n, t in summary["obs_meta"].items()) or "none"
-    out.print(f"[bold]{summary['uri']}[/bold]: {summary['subjects']} subjects, format {summary['format']}")
-    out.print(f"subject columns: {columns}")
+    out.print(f"[bold]{escape(summary['uri'])}[/bold]: {summary['subjects']} subjects, format {summary['format']}")
+    out.print(f"subject columns: {escape(columns)}")
     held = summary["collections"]
     table = Table("collection", *held)
     for what in ("kind", "volumes", "dtypes", "classes", "tile"):
@@ -167,10 +171,10 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except RadiodataError as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -179,9 +179,7 @@ def test_the_table_names_every_subject(demo: DemoFiles, phantoms: list[Phantom])
         assert row["diagnosis"] == expected.diagnosis
 
 
-def test_a_subject_does_not_depend_on_their_number_and_files_are_reproducible(
-    demo: DemoFiles, tmp_path: Path
-) -> None:
+def test_a_subject_does_not_depend_on_their_number_and_files_are_reproducible(demo: DemoFiles, tmp_path: Path) -> None:
     fewer = write_demo(tmp_path, subjects=2, size=48, seed=0)
     for some, all_ in ((fewer.images, demo.images), (fewer.labels, demo.labels)):
         for one, other in zip(some, all_, strict=False):

@@ -45,9 +45,10 @@ class Monai(Contender):
             data = Dataset(items, self._transform(spec))
         workers = spec.workers
         batch_size = spec.batch // self.samples
-        return DataLoader(
+        loader: Iterable[Any] = DataLoader(
             data, batch_size=batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
         )
+        return loader
 
     def _transform(self, spec: LoaderSpec) -> Any:
         from monai.transforms import Compose, LoadImaged, RandSpatialCropd, RandSpatialCropSamplesd

@@ -51,7 +51,7 @@ class RadiObject(Contender):
         collection = VolumeCollection(str(folder / "CT"))
         if self.start is not None:
             return self._started(collection, spec)
-        return create_training_dataloader(
+        loader: Iterable[Any] = create_training_dataloader(
             collection,
             batch_size=spec.batch,
             patch_size=(spec.crop,) * 3,
@@ -59,6 +59,7 @@ class RadiObject(Contender):
             pin_memory=False,
             patches_per_volume=spec.crops_per_volume,
         )
+        return loader
 
     def _started(self, collection: Any, spec: LoaderSpec) -> Iterable[Any]:
         from radiobject.ml import DatasetConfig, LoadingMode, VolumeCollectionDataset

@@ -40,7 +40,8 @@ class TorchIO(Contender):
             sampler=tio.data.UniformSampler(spec.crop),
             num_workers=spec.workers,
         )
-        return tio.SubjectsLoader(queue, batch_size=spec.batch, num_workers=0)
+        loader: Iterable[Any] = tio.SubjectsLoader(queue, batch_size=spec.batch, num_workers=0)
+        return loader
 
     def image(self, batch: Any) -> Any:
         return batch["image"]["data"]

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SUBJECTS, SIZE = 24, 160
+VERSION = 1  # raised when the phantoms change, so that an older demo cohort is not used
 log = logging.getLogger("radiodata")
 
 
 def demo_uri() -> str:
     """Where the embedded demo cohort lies: ``$RADIODATA_DEMO``, else the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return os.environ.get("RADIODATA_DEMO") or str(cache / "radiodata" / "demo")
+    return os.environ.get("RADIODATA_DEMO") or str(cache / "radiodata" / f"demo-{VERSION}")
 
 
 def make_demo(

@@ -67,13 +67,21 @@ def subject_of(path: Path, rule: SubjectRule) -> str:
     if callable(rule):
         return str(rule(path))
     if rule is not None:
-        match = re.search(rule, path.as_posix())
-        if match is None:
-            raise ConfigError(f"the subject rule {rule!r} does not match {path}")
-        return match[1] if match.re.groups else match[0]
+        match = _rule(rule).search(path.as_posix())
+        found = match and (match[1] if match.re.groups else match[0])
+        if not found:
+            raise ConfigError(f"the subject rule {rule!r} finds no id in {path}")
+        return found
     stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
     bids = re.match(r"sub-[A-Za-z0-9]+", stem)
-    return bids[0] if bids else re.sub(r"_\d{4}$", "", stem)
+    return bids[0] if bids else re.sub(r"(?<=.)_\d{4}$", "", stem)
+
+
+def _rule(rule: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rule)
+    except re.error as error:
+        raise ConfigError(f"the subject rule {rule!r} is no regular expression: {error}") from error
 
 
 def group_subjects(
@@ -111,8 +119,15 @@ def _place(
 ) -> None:
     try:
         subject = subject_of(path, rule)
+        f"{path} {subject}".encode()
     except ConfigError as error:
         problems.append(Problem(str(path), str(error)))
+        return
+    except UnicodeEncodeError:
+        problems.append(Problem(ascii(str(path)), "its name is not UTF-8: rename the file"))
+        return
+    if not subject:
+        problems.append(Problem(str(path), "its subject id is empty: see `subject_id`"))
         return
     taken = by_subject.setdefault(subject, {})
     if name in taken:
@@ -122,19 +137,21 @@ def _place(
     taken[name] = path
 
 
-def check_headers(subjects: Sequence[SubjectFiles], *, aligned: bool, workers: int) -> list[Problem]:
-    """Read every header; name files that cannot be taken and subjects whose volumes do not align."""
+def check_headers(
+    subjects: Sequence[SubjectFiles], *, aligned: bool, workers: int, orient: str | None = "RAS"
+) -> list[Problem]:
+    """Read every header; name files that cannot be taken and subjects whose volumes will not align in the store."""
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda s: _check_subject(s, aligned), subjects)
+        found = pool.map(lambda s: _check_subject(s, aligned, orient), subjects)
         return [problem for problems in found for problem in problems]
 
 
-def _check_subject(subject: SubjectFiles, aligned: bool) -> list[Problem]:
+def _check_subject(subject: SubjectFiles, aligned: bool, orient: str | None) -> list[Problem]:
     problems: list[Problem] = []
     headers: dict[str, NiftiHeader] = {}
     for name, path in subject.files.items():
         try:
-            headers[name] = read_header(path)
+            headers[name] = read_header(path, orient=orient)
         except NiftiError as error:
             problems.append(Problem(str(path), str(error)))
     names = list(headers)

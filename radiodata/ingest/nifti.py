@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import igzip, igzip_lib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -20,6 +21,7 @@ from radiodata.errors import RadiodataError
 from radiodata.geometry import Shape3, axis_codes, ras_transform, reorient, reorient_affine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from radiodata._typing import Affine, Voxels
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".nii", ".nii.gz")
 _IMAGE_DTYPES = ("int16", "uint16", "int32", "uint32", "int64", "uint64")
 _GZIP_MAGIC = b"\x1f\x8b"
+_UNREADABLE = (OSError, EOFError, cast("type[Exception]", igzip_lib.IsalError))
 
 
 class NiftiError(RadiodataError, ValueError):
@@ -40,7 +43,7 @@ class NiftiHeader:
     Attributes
     ----------
     shape
-        ``(x, y, z)`` as stored in the file.
+        ``(x, y, z)``.
     channels
         1, or the number of time frames or vector components.
     affine
@@ -77,8 +80,13 @@ class NiftiVolume:
     header: bytes
 
 
-def read_header(path: Path) -> NiftiHeader:
+def read_header(path: Path, *, orient: str | None = None) -> NiftiHeader:
     """Read the grid of a NIfTI file; of a .nii.gz only its beginning is inflated.
+
+    Parameters
+    ----------
+    orient
+        ``"RAS"`` gives the grid after the axes are turned to the closest RAS+; ``None`` as it is in the file.
 
     Raises
     ------
@@ -94,10 +102,14 @@ def read_header(path: Path) -> NiftiHeader:
         else:
             with path.open("rb") as file:
                 head = file.read(1024)
-    except (OSError, EOFError) as error:
-        raise NiftiError(f"cannot be read: {error}") from error
-    header = _header_class(head)
-    return _grid(header)
+    except _UNREADABLE as error:
+        raise NiftiError(f"cannot be read ({type(error).__name__}: {error})") from error
+    grid = _grid(_header_class(head))
+    if orient is None:
+        return grid
+    turn = ras_transform(grid.affine)
+    x, y, z = (grid.shape[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
+    return NiftiHeader((x, y, z), grid.channels, reorient_affine(grid.affine, turn, grid.shape))
 
 
 def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> NiftiVolume:
@@ -153,7 +165,8 @@ def exact(stored: Voxels, slope: float, intercept: float, *, label: bool = False
     native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     if (slope, intercept) == (1.0, 0.0) and (whole := _as_ints(native)) is not None:
         return _narrow(whole, label), 1.0, 0.0
-    single = native.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = native.astype(np.float32)
     same = native.dtype == np.float32 or np.array_equal(single.astype(native.dtype), native, equal_nan=True)
     if native.dtype.itemsize > 8 and not same:
         single, same = native.astype(np.float64), True
@@ -166,11 +179,9 @@ def _exact_ints(stored: Voxels, slope: float, intercept: float, label: bool) -> 
     if (slope, intercept) == (1.0, 0.0):
         return _narrow(stored, label), 1.0, 0.0
     if slope.is_integer() and intercept.is_integer() and stored.size:
-        ends = [
-            int(stored.min()) * int(slope) + int(intercept),
-            int(stored.max()) * int(slope) + int(intercept),
-        ]
-        if max(abs(e) for e in ends) < 2**62:
+        lowest, highest = int(stored.min()), int(stored.max())
+        parts = [lowest, highest, int(slope), lowest * int(slope), highest * int(slope), int(intercept)]
+        if max(abs(part) for part in parts) < 2**61:
             return _narrow(stored.astype(np.int64) * int(slope) + int(intercept), label), 1.0, 0.0
     return _narrow(stored, label), slope, intercept
 
@@ -201,7 +212,7 @@ def _read_verified(path: Path) -> tuple[bytes, str]:
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         if data[:2] == _GZIP_MAGIC:
             data = igzip.decompress(data)
-    except (OSError, EOFError, ValueError, igzip.BadGzipFile) as error:
+    except _UNREADABLE as error:
         raise NiftiError(f"cannot be read whole ({type(error).__name__}: {error}): the file is damaged") from error
     return data, digest
 
@@ -211,10 +222,10 @@ def _header_class(data: bytes) -> Any:
         raise NiftiError("is empty")
     for cls in (nib.Nifti1Header, nib.Nifti2Header):
         if cls.may_contain_header(data):
-            try:
-                return cls(data[: cls.template_dtype.itemsize])
-            except (HeaderDataError, WrapStructError) as error:
-                raise NiftiError(f"has a header that makes no sense: {error}") from error
+            header = _sensible(partial(cls, data[: cls.template_dtype.itemsize]))
+            if header["magic"].item()[:2] == b"ni":
+                raise NiftiError("is one half of a .hdr and .img pair: convert it to a single .nii file")
+            return header
     if data.startswith(b"version https://git-lfs"):
         raise NiftiError("is a git-lfs pointer, not the file itself: run `git lfs pull`")
     if data[128:132] == b"DICM":
@@ -222,8 +233,15 @@ def _header_class(data: bytes) -> Any:
     raise NiftiError("is not a NIfTI-1 or NIfTI-2 file (no magic in its header)")
 
 
+def _sensible(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (HeaderDataError, WrapStructError, ValueError) as error:
+        raise NiftiError(f"has a header that makes no sense: {error}") from error
+
+
 def _grid(header: Any) -> NiftiHeader:
-    dtype = header.get_data_dtype()
+    dtype = _sensible(header.get_data_dtype)
     if dtype.kind not in "iuf":
         raise NiftiError(f"holds {dtype} voxels: complex and RGB are not supported, split them into channels first")
     shape = tuple(int(n) for n in header.get_data_shape())
@@ -232,7 +250,7 @@ def _grid(header: Any) -> NiftiHeader:
     spatial, rest = (*shape, 1, 1, 1)[:3], shape[3:]
     if sum(n > 1 for n in rest) > 1:
         raise NiftiError(f"has shape {shape}: at most one axis beyond x, y, z can be stored")
-    affine = np.asarray(header.get_best_affine(), np.float64)
+    affine = np.asarray(_sensible(header.get_best_affine), np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise NiftiError(f"has an affine that cannot be inverted: {affine.tolist()}")
     channels = int(np.prod(rest)) if rest else 1
@@ -247,6 +265,6 @@ def _raw_array(header: Any, data: bytes) -> tuple[Voxels, float, float]:
         raise NiftiError(
             f"is truncated: shape {tuple(shape)} of {dtype} needs {need} bytes of voxels at {offset}, it has {have}"
         )
-    slope, intercept = header.get_slope_inter()
+    slope, intercept = _sensible(header.get_slope_inter)
     values = np.frombuffer(data, dtype, count=need // dtype.itemsize, offset=offset)
     return values, 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)

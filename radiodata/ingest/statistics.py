@@ -20,6 +20,7 @@ CT_AIR = -900.0
 """HU at or below which a voxel of a CT counts as air."""
 _EXACT_BINS = 65_536
 _STORED_BINS = 4_096
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,22 @@ class _ImageTiles:
     squares: list[float] = field(default_factory=list)
     nonair: list[int] = field(default_factory=list)
 
+    def add(self, values: NDArray[np.float64], counts: NDArray[np.int64], nonair: int) -> None:
+        """Add one tile: its values, how often each occurs, and how many voxels are not air."""
+        self.low.append(float(values.min()) if len(values) else np.nan)
+        self.high.append(float(values.max()) if len(values) else np.nan)
+        self.total.append(float(values @ counts))
+        self.squares.append(float((values * values) @ counts))
+        self.nonair.append(nonair)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Columns of ``IMAGE_TILES``."""
+        sums = {"tile_min": self.low, "tile_max": self.high, "tile_sum": self.total, "tile_sum_sq": self.squares}
+        return {
+            **{name: np.array(column, np.float64) for name, column in sums.items()},
+            "tile_nonair": np.array(self.nonair, np.int64),
+        }
+
 
 def iter_tiles(shape: Shape3, tile: Shape3) -> Iterator[tuple[slice, slice, slice]]:
     """Slices of every tile of a volume, in C order of the tile grid."""
@@ -51,91 +68,110 @@ def image_statistics(values: Voxels, tile: Shape3) -> VolumeStatistics:
     """Statistics of an image of physical values, shape ``(channel, x, y, z)``.
 
     Air is at or below -900 where the minimum is (CT in HU), else the minimum itself (MR and PET
-    background). Mean, standard deviation and percentiles are of the voxels above it; values that are not
-    finite are left out.
+    background). Mean, standard deviation, percentiles and histogram are of the voxels above it; values that
+    are not finite are left out.
     """
     finite = values if values.dtype.kind in "iu" else values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = (finite.min().item(), finite.max().item()) if finite.size else (0, 0)
     air = CT_AIR if low <= CT_AIR else low
-    width = _bin_width(values.dtype, low, high)
-    bins = int(np.ceil((high - low) / width)) + 1
-    counts = np.zeros(bins, np.int64)
-    tiles = _ImageTiles()
-    for channel in values:
-        for at in iter_tiles(channel.shape, tile):
-            _add_tile(tiles, counts, channel[at].ravel(), low, width, air)
-    middles = low + width * np.arange(bins, dtype=np.float64) + (0.0 if width == 1 else width / 2)
-    above = np.where(middles > air, counts, 0)
+    exact = values.dtype.kind in "iu" and high - low < _EXACT_BINS
+    with np.errstate(over="ignore"):  # sums of squares of values beyond 1e154 are inf
+        describe = _describe_counted if exact else _describe_sorted
+        tiles, body = describe(values, tile, low, high, air)
     return VolumeStatistics(
         obs={
-            "value_min": low,
-            "value_max": high,
-            **_moments(above, middles, fallback=low),
-            "air_threshold": air,
+            "value_min": float(low),
+            "value_max": float(high),
+            **body,
+            "air_threshold": float(air),
             "nonair_voxels": int(sum(tiles.nonair)),
-            **_stored_histogram(counts, low, width),
             "label_values": [],
             "label_voxels": [],
         },
-        tiles={
-            "tile_min": np.array(tiles.low),
-            "tile_max": np.array(tiles.high),
-            "tile_sum": np.array(tiles.total),
-            "tile_sum_sq": np.array(tiles.squares),
-            "tile_nonair": np.array(tiles.nonair, np.int64),
-        },
+        tiles=tiles.columns(),
     )
 
 
-def _bin_width(dtype: np.dtype[Any], low: float, high: float) -> float:
-    if dtype.kind in "iu" and high - low < _EXACT_BINS:
-        return 1.0
-    return max((high - low) / (_STORED_BINS - 1), float(np.finfo(np.float32).tiny))
+def _blocks(values: Voxels, tile: Shape3) -> Iterator[Voxels]:
+    for channel in values:
+        for at in iter_tiles(channel.shape, tile):
+            yield channel[at].ravel()
 
 
-def _add_tile(out: _ImageTiles, counts: NDArray[np.int64], flat: Voxels, low: float, width: float, air: float) -> None:
-    if flat.dtype.kind == "f":
-        flat = flat[np.isfinite(flat)].astype(np.float64)
-    exact = flat.dtype.kind in "iu" and width == 1
-    shifted = flat.astype(np.int64) - int(low) if exact else ((flat - low) / width).astype(np.int64)
-    found = np.bincount(np.minimum(shifted, len(counts) - 1), minlength=len(counts))
-    counts += found
-    if exact:  # everything follows from the counts
+def _describe_counted(
+    values: Voxels, tile: Shape3, low: int, high: int, air: float
+) -> tuple[_ImageTiles, dict[str, Any]]:
+    """Integers of a narrow range: everything follows from how often each value occurs."""
+    tiles, counts = _ImageTiles(), np.zeros(int(high) - int(low) + 1, np.int64)
+    wide = np.uint64 if values.dtype == np.uint64 else np.int64
+    for flat in _blocks(values, tile):
+        found = np.bincount((flat.astype(wide) - wide(low)).astype(np.int64), minlength=len(counts))
+        counts += found
         at = np.flatnonzero(found)
-        values, weights = at + low, found[at]
-        flat = values
-    else:
-        values, weights = flat.astype(np.float64, copy=False), np.ones(len(flat), np.int64)
-    out.low.append(float(values.min()) if len(values) else np.nan)
-    out.high.append(float(values.max()) if len(values) else np.nan)
-    out.total.append(float(values @ weights))
-    out.squares.append(float((values * values) @ weights))
-    out.nonair.append(int(weights[values > air].sum()))
-
-
-def _moments(counts: NDArray[np.int64], values: NDArray[np.float64], fallback: float) -> dict[str, float]:
+        tiles.add(at.astype(np.float64) + low, found[at], int(found[at][at > air - low].sum()))
+    steps = np.arange(len(counts), dtype=np.float64)
+    counts[steps <= air - low] = 0
     total = int(counts.sum())
     if not total:
-        return {"value_mean": fallback, "value_std": 0.0, **dict.fromkeys(_PERCENTILES, fallback)}
-    mean = float(counts @ values) / total
-    spread = float(np.sqrt(counts @ (values - mean) ** 2 / total))
-    return {"value_mean": mean, "value_std": spread, **percentiles(counts, values)}
+        return tiles, {**_empty(float(low)), **_histogram(counts, float(low), 1)}
+    mean = float(counts @ steps) / total
+    spread = float(np.sqrt(counts @ (steps - mean) ** 2 / total))
+    reached = np.cumsum(counts)
+    ranks = {name: int(np.searchsorted(reached, _rank(q, total) + 1)) for name, q in _PERCENTILES.items()}
+    return tiles, {
+        "value_mean": mean + low,
+        "value_std": spread,
+        **{name: float(low + step) for name, step in ranks.items()},
+        **_histogram(counts, float(low), 1),
+    }
+
+
+def _describe_sorted(
+    values: Voxels, tile: Shape3, low: float, high: float, air: float
+) -> tuple[_ImageTiles, dict[str, Any]]:
+    """Floats, and integers of a wide range: a copy of the voxels above air is partly sorted."""
+    tiles, parts = _ImageTiles(), []
+    for flat in _blocks(values, tile):
+        known = flat[np.isfinite(flat)]
+        parts.append(known[known > air])
+        tiles.add(known.astype(np.float64), np.ones(len(known), np.int64), len(parts[-1]))
+    body = np.concatenate(parts)
+    width = max(float(high) / _STORED_BINS - float(low) / _STORED_BINS, float(np.finfo(np.float64).tiny))
+    counts, squares = np.zeros(_STORED_BINS, np.int64), 0.0
+    mean = float(body.mean(dtype=np.float64)) if len(body) else 0.0
+    for start in range(0, len(body), _CHUNK):
+        chunk = body[start : start + _CHUNK].astype(np.float64)
+        bins = np.clip(chunk / width - low / width, 0, _STORED_BINS - 1).astype(np.int64)
+        counts += np.bincount(bins, minlength=_STORED_BINS)
+        squares += float(((chunk - mean) ** 2).sum())
+    if not len(body):
+        return tiles, {**_empty(float(low)), **_histogram(counts, float(low), width)}
+    ranks = {name: _rank(q, len(body)) for name, q in _PERCENTILES.items()}
+    body.partition(sorted(set(ranks.values())))
+    return tiles, {
+        "value_mean": mean,
+        "value_std": float(np.sqrt(squares / len(body))),
+        **{name: float(body[rank]) for name, rank in ranks.items()},
+        **_histogram(counts, float(low), width),
+    }
 
 
 _PERCENTILES = {"value_p005": 0.5, "value_p50": 50.0, "value_p995": 99.5}
 
 
-def percentiles(counts: NDArray[np.int64], values: NDArray[np.float64]) -> dict[str, float]:
-    """Percentiles 0.5, 50 and 99.5 of a histogram whose bins stand for `values`, ascending."""
-    reached = np.cumsum(counts)
-    at = {name: np.searchsorted(reached, q / 100 * reached[-1]) for name, q in _PERCENTILES.items()}
-    return {name: float(values[min(int(i), len(values) - 1)]) for name, i in at.items()}
+def _rank(q: float, total: int) -> int:
+    """Position of a percentile among `total` sorted values: the first that `q` percent do not exceed."""
+    return max(int(np.ceil(q / 100 * total)) - 1, 0)
 
 
-def _stored_histogram(counts: NDArray[np.int64], low: float, width: float) -> dict[str, Any]:
+def _empty(value: float) -> dict[str, float]:
+    return {"value_mean": value, "value_std": 0.0, **dict.fromkeys(_PERCENTILES, value)}
+
+
+def _histogram(counts: NDArray[np.int64], low: float, width: float) -> dict[str, Any]:
     merge = -(-len(counts) // _STORED_BINS)
     padded = np.pad(counts, (0, -len(counts) % merge)).reshape(-1, merge).sum(axis=1)
-    return {"histogram": padded, "histogram_start": low, "histogram_width": width * merge}
+    return {"histogram": padded, "histogram_start": low, "histogram_width": float(width * merge)}
 
 
 def label_statistics(labels: Voxels, tile: Shape3, reservoir: int) -> VolumeStatistics:

@@ -51,8 +51,8 @@ class PatchLoader:
     every rank. ``state_dict()`` counts the batches handed out; a loader that loads it goes on with the very
     next one, on another number of ranks or workers too.
 
-    Each ``iter()`` begins a new epoch, unless no batch of the current one was handed out yet or a state was
-    just loaded.
+    Each ``iter()`` begins a new epoch, unless no batch was handed out since the last one or since a state was
+    loaded (Lightning asks for an iterator more than once).
 
     Parameters
     ----------
@@ -125,14 +125,13 @@ class PatchLoader:
         return len(self.patches.plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self._fresh and self._step > 0:
-            self._epoch, self._step = self._epoch + 1, 0
-        self._fresh = False
+        if not self._fresh:
+            self._epoch, self._step, self._fresh = self._epoch + 1, 0, True
         return self._batches(self._epoch, self._step)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         for step, batch in enumerate(self._transport.iterate(epoch, start, len(self)), start + 1):
-            self._epoch, self._step = epoch, step
+            self._epoch, self._step, self._fresh = epoch, step, False
             yield batch
 
     def set_epoch(self, epoch: int) -> None:

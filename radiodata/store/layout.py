@@ -98,7 +98,7 @@ def group_exists(uri: str, ctx: tiledb.Ctx) -> bool:
 
 
 def create_group(uri: str, metadata: dict[str, str | int], ctx: tiledb.Ctx) -> None:
-    """Create a group, and give it the metadata that it lacks: the process that made it may have died, or run beside us."""
+    """Create a group, and give it the metadata that it lacks: whoever made it may have died, or run beside us."""
     try:
         if not group_exists(uri, ctx):
             tiledb.Group.create(uri, ctx=ctx)

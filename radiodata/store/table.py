@@ -93,7 +93,7 @@ def _infer_kind(name: str, column: pd.Series[Any]) -> str:
     if types.is_float_dtype(column.dtype):
         return "float"
     if types.is_datetime64_any_dtype(column.dtype):
-        if getattr(column.dtype, "tz", None) is not None:
+        if isinstance(column.dtype, pd.DatetimeTZDtype):
             raise ConfigError(f"column {name!r} holds dates of time zone {column.dtype.tz}: give them without zone")
         _nanoseconds(column)
         return "datetime"
@@ -111,7 +111,7 @@ def _infer_kind(name: str, column: pd.Series[Any]) -> str:
 
 def _nanoseconds(column: pd.Series[Any]) -> NDArray[Any]:
     try:
-        return column.dt.as_unit("ns").to_numpy()
+        return np.asarray(column.dt.as_unit("ns"))
     except pd.errors.OutOfBoundsDatetime as error:
         raise ConfigError(f"column {column.name!r} holds a date outside of 1678 to 2262: give strings") from error
 

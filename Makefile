@@ -1,0 +1,49 @@
+# make train   environment, install, then the training recipe on a demo cohort
+# make test    environment, install, lint, types, tests
+# make quick   the tests that take seconds
+# Both from a clean clone; another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv/$(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+DATA ?= ct_isotropic
+ARGS ?=
+
+.PHONY: train test quick lint types tests docs wheel clean
+
+train: $(INSTALLED)
+	$(BIN)/python recipes/train.py +data=$(DATA) $(ARGS)
+
+test: lint types tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy radiodata
+
+tests: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+quick: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --wheel
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+clean:
+	rm -rf .venv dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
