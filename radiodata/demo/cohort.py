@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from filelock import FileLock
 
 from radiodata.demo.files import write_demo
 from radiodata.errors import CohortNotFoundError
@@ -72,8 +73,19 @@ def make_demo(
 
 
 def ensure_demo() -> str:
-    """Make the embedded demo cohort unless it is there whole, say so, and give its URI."""
+    """Make the embedded demo cohort unless it is there whole, say so, and give its URI.
+
+    Processes that ask at once wait for the one that makes it.
+    """
     uri = demo_uri()
+    if "://" in uri:
+        return _ensure(uri)
+    Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{uri}.lock"):
+        return _ensure(uri)
+
+
+def _ensure(uri: str) -> str:
     if _is_whole(uri):
         log.info("using the demo cohort at %s", uri)
         return uri

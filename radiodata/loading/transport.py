@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -67,6 +68,7 @@ class WorkerTransport:
             persistent_workers=True,
             multiprocessing_context=start_method,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_interrupts_to_parent,
             generator=torch.Generator(),  # the default one draws from, and so disturbs, the caller's
         )
 
@@ -77,6 +79,11 @@ class WorkerTransport:
             # a child of ours never touches the parent's contexts (see store.context): the warning is not for us
             warnings.filterwarnings("ignore", "TileDB is a multithreading library", UserWarning)
             return iter(self._loader)
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: the parent decides, and stops its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ThreadTransport:

@@ -1,0 +1,97 @@
+"""What is no cohort of a known format is refused by name; what was never finished does not exist."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiledb
+from conftest import MakeFiles, Tiny
+
+from radiodata.errors import CohortNotFoundError, FormatVersionError
+from radiodata.ingest import ingest_niftis
+from radiodata.store import Cohort, layout
+from radiodata.store.context import context
+from radiodata.store.obs import OBS_COLUMNS, OBS_ID
+from radiodata.store.table import read_table, write_rows
+
+
+@pytest.fixture
+def copy(tiny: Tiny, tmp_path: Path) -> str:
+    return str(shutil.copytree(tiny.cohort.uri, tmp_path / "copy"))
+
+
+def set_version(uri: str, version: object) -> None:
+    with tiledb.Group(uri, "w", ctx=context()) as group:
+        if version is None:
+            del group.meta[layout.VERSION_KEY]
+        else:
+            group.meta[layout.VERSION_KEY] = version
+
+
+@pytest.mark.parametrize(("version", "said"), [(2, "format version 2"), (None, "no format version")])
+def test_an_unknown_version_is_refused_by_name(copy: str, version: object, said: str) -> None:
+    set_version(copy, version)
+    with pytest.raises(FormatVersionError, match=f"has {said}; this radiodata reads version 1"):
+        Cohort(copy)
+
+
+def test_nothing_is_ingested_into_an_unknown_version(copy: str, make_files: MakeFiles) -> None:
+    set_version(copy, 2)
+    before = sorted(Path(copy).rglob("*"))
+    with pytest.raises(FormatVersionError, match="format version 2"):
+        ingest_niftis(copy, make_files(1), tiling=16)
+    assert sorted(Path(copy).rglob("*")) == before
+
+
+def test_no_cohort_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(CohortNotFoundError, match="no cohort at .*nothing: make one with `radiodata ingest"):
+        Cohort(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError):
+        Cohort(tmp_path)
+
+
+def half_made(uri: str, stage: int) -> None:
+    """Leave what an ingest leaves that is killed as it begins."""
+    ctx = context()
+    tiledb.Group.create(uri, ctx=ctx)
+    if stage > 0:
+        layout.create_root(uri, ctx)
+    if stage > 1:
+        tiledb.Group.create(layout.join(uri, "CT"), ctx=ctx)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_cohort_that_was_only_begun_is_none_and_is_made_by_the_next_ingest(
+    tmp_path: Path, make_files: MakeFiles, stage: int
+) -> None:
+    uri = str(tmp_path / "cohort")
+    half_made(uri, stage)
+    with pytest.raises(CohortNotFoundError):
+        Cohort(uri)
+    assert len(Cohort.from_niftis(uri, make_files(1), tiling=16).CT) == 1
+
+
+def test_a_group_of_something_else_is_left_alone(tmp_path: Path, make_files: MakeFiles) -> None:
+    uri = str(tmp_path / "other")
+    tiledb.Group.create(uri, ctx=context())
+    layout.create_group(layout.join(uri, "theirs"), {}, context())
+    layout.add_member(uri, "theirs", context())
+    with pytest.raises(FormatVersionError, match="no format version"):
+        ingest_niftis(uri, make_files(1), tiling=16)
+    with tiledb.Group(uri, "r", ctx=context()) as group:
+        assert [m.name for m in group] == ["theirs"]
+
+
+def test_a_volume_without_its_subject_does_not_exist(copy: str) -> None:
+    table = layout.join(copy, "CT", "obs")
+    row = read_table(table, OBS_ID, context()).loc[["sub-00_CT"]]
+    row.index = pd.Index(["ghost_CT"])
+    row["obs_subject_id"] = "ghost"
+    write_rows(table, row, OBS_COLUMNS, context())
+    assert "ghost_CT" in read_table(table, OBS_ID, context()).index
+    cohort = Cohort(copy)
+    assert "ghost_CT" not in cohort.CT.obs.index
+    assert len(cohort.CT) == 6
