@@ -76,7 +76,7 @@ class RadiologyDataModule(LightningDataModule):
         normalize: Normalization = "ct",
         crops_per_volume: int = 8,
         crops_per_unit: int = 4,
-        cell_tiles: int = 1,
+        cell_tiles: int | None = None,
         num_workers: int = 2,
         seed: int = 0,
         multiprocessing_context: Any = None,
@@ -101,7 +101,7 @@ class RadiologyDataModule(LightningDataModule):
         }
         pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._loading: dict[str, Any] = {"multiprocessing_context": multiprocessing_context, "pin_memory": pin}
-        self._read = read or ReadConfig()
+        self._read = read
         self._cohort: Cohort | None = None
         self._window: Window | None = None
         self._train: PatchLoader | None = None
@@ -121,7 +121,7 @@ class RadiologyDataModule(LightningDataModule):
     def cohort(self) -> Cohort:
         """The whole cohort, opened on first use."""
         if self._cohort is None:
-            self._cohort = Cohort(self.uri, config=self._read)
+            self._cohort = Cohort(self.uri, config=self._read or ReadConfig())
         return self._cohort
 
     @property

@@ -21,6 +21,7 @@ from radiodata.store import ReadConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from radiodata.geometry import Shape3
     from radiodata.loading.blocks import Crop, UnitKey
     from radiodata.sampling import Policy
     from radiodata.store import Cohort
@@ -69,7 +70,7 @@ class PatchDataset(IterableDataset[Sample]):
     crops_per_unit
         Crops that share one read (m): fewer bytes a crop, more overlap between crops of different batches.
     cell_tiles
-        Side of the cell, in tiles, that a unit's crops start in (k).
+        Side of the cell, in tiles, that a unit's crops start in (k); by default about 64 voxels.
     canonical_workers
         Worker counts that divide this number read nothing twice (Wc).
     mode
@@ -81,7 +82,7 @@ class PatchDataset(IterableDataset[Sample]):
     cache_bytes
         Bound on read but undelivered crops, each process.
     read
-        How TileDB reads.
+        How TileDB reads; by default with one thread in each process or thread of the loader.
 
     Raises
     ------
@@ -99,7 +100,7 @@ class PatchDataset(IterableDataset[Sample]):
         batch_size: int = 1,
         crops_per_volume: int = 8,
         crops_per_unit: int = 4,
-        cell_tiles: int = 1,
+        cell_tiles: int | None = None,
         canonical_workers: int = 8,
         mode: Literal["drop", "pad"] = "drop",
         seed: int = 0,
@@ -112,7 +113,7 @@ class PatchDataset(IterableDataset[Sample]):
         self.transform = transform
         self.cache_bytes = cache_bytes
         self.epoch = 0
-        self._reader = UnitReader(self._aligned.keys, shape3(patch_size, "patch_size"), read or ReadConfig())
+        self._reader = UnitReader(self._aligned.keys, shape3(patch_size, "patch_size"), read or ReadConfig(threads=1))
         self.plan = Plan(
             self._aligned.volumes,
             policy or Uniform(),
@@ -120,7 +121,7 @@ class PatchDataset(IterableDataset[Sample]):
             batch_size,
             crops_per_volume=crops_per_volume,
             crops_per_unit=crops_per_unit,
-            cell_tiles=cell_tiles,
+            cell_tiles=cell_tiles or default_cell_tiles(self._aligned.volumes.tile),
             workers=canonical_workers,
             mode=mode,
             seed=seed,
@@ -188,6 +189,11 @@ class PatchDataset(IterableDataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
+
+
+def default_cell_tiles(tile: Shape3) -> int:
+    """Tiles on the side of a cell of about 64 voxels; 1 where tiles are larger."""
+    return max(1, 64 // max(tile))
 
 
 def _initialised() -> bool:

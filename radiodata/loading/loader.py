@@ -289,7 +289,7 @@ class VolumeLoader:
         world = current_world() if world_size is None else world_size
         self.batch_size = world
         self.num_workers = num_workers
-        self._source = _WholeVolumes(cohort, keys, transform, rank, world, read or ReadConfig())
+        self._source = _WholeVolumes(cohort, keys, transform, rank, world, read or ReadConfig(threads=1))
         self._transport = _transport(self._source, num_workers, 1, 1, multiprocessing_context, pin_memory)
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 TilingLike: TypeAlias = "str | int | Sequence[int]"
 
 TILINGS: dict[str, Shape3] = {
-    "isotropic": (64, 64, 64),
+    "isotropic": (32, 32, 32),
     "axial": (256, 256, 1),
     "coronal": (256, 1, 256),
     "sagittal": (1, 256, 256),
@@ -53,7 +54,7 @@ class StoreConfig:
     Parameters
     ----------
     tiling
-        ``"isotropic"`` (64-cube tiles), ``"axial"``, ``"coronal"``, ``"sagittal"`` or extents ``(x, y, z)``.
+        ``"isotropic"`` (32-cube tiles), ``"axial"``, ``"coronal"``, ``"sagittal"`` or extents ``(x, y, z)``.
     filters
         Compression pipeline, each ``name`` or ``name:level``; applied in order on write. A last ``"sha256"``
         (or ``"md5"``) makes a read of tiles that were damaged on disk fail; without it most flipped bits pass.
@@ -104,7 +105,8 @@ class ReadConfig:
     Parameters
     ----------
     threads
-        TileDB compute and I/O threads per process; keep workers x threads <= cores.
+        TileDB compute and I/O threads of a process; by default one a core. Loaders use 1, being many
+        themselves: keep workers x threads <= cores.
     tiledb
         Further TileDB configuration, such as ``{"vfs.s3.region": "eu-west-1"}``.
 
@@ -114,7 +116,7 @@ class ReadConfig:
         When a key is unknown to TileDB (which itself would accept it in silence).
     """
 
-    threads: int = 1
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     tiledb: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,11 @@ class Handles:
         self._contexts: dict[Hashable, Any] = {}
         self._arrays: dict[Hashable, Any] = {}
 
+    @property
+    def used(self) -> bool:
+        """Whether TileDB was used through them."""
+        return bool(self._contexts)
+
     def context(self, config: ReadConfig = DEFAULT_READ) -> tiledb.Ctx:
         """Give the process's context for `config`, made on first use."""
         with self._lock:
@@ -72,6 +77,16 @@ class Handles:
                 self._arrays.pop(key).close()
 
 
+def _leave_without_destructors() -> None:
+    """Let ``exit`` of this forked child skip what the parent registered, as ``multiprocessing`` does.
+
+    libtiledb's own destructor joins a thread that only the parent has, and would wait for ever.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc; handlers run last first, so those of the child still run
+        libc.on_exit(libc._exit, None)
+
+
 class _Process:
     """The handles of the process that is running now."""
 
@@ -82,6 +97,8 @@ class _Process:
     def _after_fork(self) -> None:
         # immortal: not even interpreter shutdown in the child may destroy what the parent opened
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handles))
+        if self.handles.used:
+            _leave_without_destructors()
         self.handles = Handles()
 
 
