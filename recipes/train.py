@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
 
+SHOWN = 12  # classes told in a line; the logs hold all
+
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")  # type: ignore[untyped-decorator]
 def main(cfg: DictConfig) -> float:
@@ -123,8 +125,9 @@ def callbacks(cfg: DictConfig, run_dir: Path) -> list[Callback]:
 def dice(trainer: Trainer) -> str:
     """Dice of the last validation, as text."""
     scores = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/dice" in key}
-    classes = ", ".join(f"class {key[14:]} {value:.3f}" for key, value in scores.items() if key != "val/dice")
-    return f"val Dice {scores['val/dice']:.3f} ({classes})" if scores else "not validated"
+    classes = [f"class {key[14:]} {value:.3f}" for key, value in scores.items() if key != "val/dice"]
+    shown = ", ".join(classes[:SHOWN]) + (f", and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
+    return f"val Dice {scores['val/dice']:.3f} ({shown})" if scores else "not validated"
 
 
 def quiet() -> None:

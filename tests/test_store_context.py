@@ -20,11 +20,14 @@ from conftest import MakeFiles, Tiny
 from radiodata.errors import ConfigError
 from radiodata.ingest import ingest_niftis
 from radiodata.store import Cohort, ReadConfig, StoreConfig, Volume
+from radiodata.store.config import TILINGS
 from radiodata.store.context import context, handles
 
 TIMEOUT = 120
-# a fork of a process with threads is what this is about; Python 3.12 warns of it
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = [  # to fork a process with threads is what this is about: Python 3.12 and TileDB warn of it
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TileDB is a multithreading library:UserWarning"),
+]
 
 
 # configuration ---------------------------------------------------------------------------------
@@ -74,7 +77,7 @@ def test_layouts_that_cannot_be_used_are_refused(setting: dict, why: str) -> Non
 
 @pytest.mark.parametrize(
     ("tiling", "tile"),
-    [("isotropic", (64, 64, 64)), ("AXIAL", (256, 256, 1)), ("32", (32,) * 3), ("8,16,4", (8, 16, 4)), (5, (5,) * 3)],
+    [("isotropic", TILINGS["isotropic"]), ("AXIAL", (256, 256, 1)), ("32", (32,) * 3), ("8,16,4", (8, 16, 4)), (5, (5,) * 3)],
 )
 def test_tilings(tiling: str | int, tile: tuple[int, int, int]) -> None:
     assert StoreConfig(tiling=tiling).tile == tile

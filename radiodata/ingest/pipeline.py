@@ -148,7 +148,8 @@ def _run(
         if problems is None or problems:
             clean_run(target.uri, run, target.ctx)
         end_run(target.uri, run, target.ctx)
-    return added, problems
+    done = set(added)
+    return [s.subject for s in subjects if s.subject in done], sorted(problems, key=lambda p: p.where)
 
 
 def _write_all(

@@ -75,7 +75,7 @@ def image_statistics(values: Voxels, tile: Shape3) -> VolumeStatistics:
     low, high = (finite.min().item(), finite.max().item()) if finite.size else (0, 0)
     air = CT_AIR if low <= CT_AIR else low
     exact = values.dtype.kind in "iu" and high - low < _EXACT_BINS
-    with np.errstate(over="ignore"):  # sums of squares of values beyond 1e154 are inf
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of squares of values beyond 1e154 are inf
         describe = _describe_counted if exact else _describe_sorted
         tiles, body = describe(values, tile, low, high, air)
     return VolumeStatistics(

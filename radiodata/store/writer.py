@@ -12,6 +12,7 @@ from radiodata.errors import StoreError
 from radiodata.store.layout import voxel_schema
 
 _creating = threading.Lock()
+_BUDGETS = (1 << 28, 1 << 30, 1 << 32, 10 << 30)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,6 +57,18 @@ def consolidate_table(uri: str, ctx: tiledb.Ctx) -> None:
 
 
 def _consolidate(uri: str, mode: str, ctx: tiledb.Ctx) -> None:
-    config = tiledb.Config({"sm.consolidation.mode": mode, "sm.vacuum.mode": mode})
-    tiledb.consolidate(uri, config=config, ctx=ctx)
-    tiledb.vacuum(uri, config=config, ctx=ctx)
+    """Consolidate and vacuum; again with more memory where cells are large, or another process was quicker.
+
+    TileDB's own budget of 10 GiB makes it touch gigabytes of buffers for a table of a few rows.
+    """
+    for budget in _BUDGETS:
+        settings = {"sm.consolidation.mode": mode, "sm.vacuum.mode": mode, "sm.mem.total_budget": str(budget)}
+        config = tiledb.Config(settings)
+        try:
+            tiledb.consolidate(uri, config=config, ctx=ctx)
+            tiledb.vacuum(uri, config=config, ctx=ctx)
+        except tiledb.TileDBError as error:
+            failed = error
+        else:
+            return
+    raise StoreError(f"{uri} is whole, but its fragments could not be merged: {failed}") from failed
