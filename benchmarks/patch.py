@@ -47,6 +47,13 @@ ROWS = (
     Row("radiodata", "radiodata (tile 64)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 64}),
     Row("radiodata", "radiodata (tile 32)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 32}),
     Row(
+        "radiodata",
+        "radiodata (tile 32, lz4)",
+        HERE + "radiodata:Radiodata",
+        ("radiodata",),
+        {"tile": 32, "codec": "lz4"},
+    ),
+    Row(
         "RadiObject",
         "RadiObject (isotropic 64)",
         HERE + "radiobject:RadiObject",

@@ -27,16 +27,21 @@ Uri = Annotated[str, typer.Argument(help="Where the cohort is: a path or a TileD
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read, compress and write.")]
 
 
-@app.callback()
-def _radiodata(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Training data for radiology: ingest once, then read only the tiles you need."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from radiodata import __version__
 
-        out.print(__version__)
+        out.print(__version__, highlight=False)
         raise typer.Exit
+
+
+@app.callback()
+def _radiodata(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Training data for radiology: ingest once, then read only the tiles you need."""
 
 
 @app.command()
@@ -130,7 +135,8 @@ def _read_table(path: Path) -> Any:
     separator = "\t" if path.suffix == ".tsv" else ","
     names = pd.read_csv(path, sep=separator, nrows=0).columns
     key = "obs_subject_id" if "obs_subject_id" in names else names[0]
-    return pd.read_csv(path, sep=separator, converters={key: str}).set_index(key)  # ids as written: 001, NA
+    ids = pd.read_csv(path, sep=separator, usecols=[key], dtype=str, na_filter=False)[key]  # as written: 001, NA
+    return pd.read_csv(path, sep=separator).drop(columns=key).set_index(pd.Index(ids, name=key))
 
 
 @contextmanager

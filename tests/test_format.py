@@ -47,7 +47,7 @@ def test_nothing_is_ingested_into_an_unknown_version(copy: str, make_files: Make
 
 
 def test_no_cohort_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(CohortNotFoundError, match="no cohort at .*nothing: make one with `radiodata ingest"):
+    with pytest.raises(CohortNotFoundError, match=r"no cohort at .*nothing: make one with `radiodata ingest"):
         Cohort(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError):
         Cohort(tmp_path)

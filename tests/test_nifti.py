@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def same_bits(found: np.ndarray, expected: np.ndarray, *, signs: bool) -> None:
     st.sampled_from(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]).flatmap(
         lambda d: hnp.arrays(d, st.integers(1, 9))
     ),
-    st.sampled_from([(1.0, 0.0), (2.0, -3.0), (-1.0, 0.0), (0.5, 0.0), (1.0, 2.0**62), (2.0**62, 1.0), (1.0, -(2.0**64))]),
+    st.sampled_from([(1.0, 0.0), (2.0, -3.0), (-1.0, 0.0), (0.5, 0.0), (1.0, 2.0**62), (2.0**62, 1.0), (1.0, -1e20)]),
     st.booleans(),
 )
 def test_narrowing_loses_nothing(stored: np.ndarray, scale: tuple[float, float], label: bool) -> None:
@@ -240,7 +241,8 @@ def test_the_hash_is_of_the_file_and_changes_with_it(tmp_path: Path) -> None:
 
 # damage ----------------------------------------------------------------------------------------
 
-GOOD = nifti(np.random.default_rng(0).integers(-999, 999, (16, 15, 14)).astype(np.int16))
+VOXELS = np.random.default_rng(0).integers(-999, 999, (16, 15, 14)).astype(np.int16)
+GOOD = nifti(VOXELS)
 ZIPPED = gzip.compress(GOOD, mtime=0)
 
 
@@ -299,10 +301,8 @@ def test_damage_is_refused_and_said(tmp_path: Path, what: str) -> None:
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_header_read_alone_never_fails_otherwise(tmp_path: Path, what: str) -> None:
     (tmp_path / "a.nii.gz").write_bytes(DAMAGE[what][0])
-    try:
-        assert read_header(tmp_path / "a.nii.gz", orient="RAS").shape
-    except NiftiError as error:
-        assert str(error)
+    with contextlib.suppress(NiftiError):
+        assert min(read_header(tmp_path / "a.nii.gz", orient="RAS").shape) > 0
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -319,7 +319,7 @@ def test_a_changed_gzip_is_refused_or_equal(tmp_path: Path, at: int, mask: int, 
             except NiftiError:
                 continue
             if read is load:
-                assert found.voxels[0].tobytes() == np.frombuffer(GOOD[352:], "<i2").reshape((16, 15, 14), order="F").tobytes()
+                np.testing.assert_array_equal(found.voxels[0], VOXELS)
 
 
 def test_gzip_and_plain_are_told_by_content_not_by_name(tmp_path: Path) -> None:

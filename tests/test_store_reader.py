@@ -53,9 +53,7 @@ def test_a_slot_that_nobody_wrote(tmp_path: Path, dtype: str) -> None:
         read_box(other, BOX)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "fill"), [("int16", -32768), ("uint8", 255), ("uint16", 65535), ("float32", np.nan)]
-)
+@pytest.mark.parametrize(("dtype", "fill"), [("int16", -32768), ("uint8", 255), ("uint16", 65535), ("float32", np.nan)])
 def test_voxels_that_equal_the_fill_value_are_voxels(tmp_path: Path, dtype: str, fill: float) -> None:
     voxels = np.full((12, 12, 12), fill, dtype)
     volume = written(tmp_path, voxels)["image"].iloc[0]

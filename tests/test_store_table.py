@@ -133,7 +133,8 @@ def test_some_columns_are_read_alone(tmp_path: Path) -> None:
 
 def test_a_hundred_thousand_rows(tmp_path: Path) -> None:
     many = np.arange(100_000)
-    frame = pd.DataFrame({"n": many, "f": many / 3, "s": [f"v{n % 97}" for n in many]}, index=[f"s{n:06d}" for n in many])
+    cells = {"n": many, "f": many / 3, "s": [f"v{n % 97}" for n in many]}
+    frame = pd.DataFrame(cells, index=[f"s{n:06d}" for n in many])
     back = round_trip(tmp_path, frame.sample(frac=1, random_state=0), infer_columns(frame))
     assert back.index.tolist() == frame.index.tolist()
     np.testing.assert_array_equal(back["n"].to_numpy(np.int64), many)
@@ -196,9 +197,7 @@ def test_names_that_cannot_be_stored_are_refused(names: list[Any]) -> None:
 HELD = [Column("n", "int"), Column("f", "float")]
 
 
-@pytest.mark.parametrize(
-    "cells", [{"n": [1], "f": [2.5]}, {"n": [3.0, None], "f": [1, 2]}, {"n": [None], "f": [None]}]
-)
+@pytest.mark.parametrize("cells", [{"n": [1], "f": [2.5]}, {"n": [3.0, None], "f": [1, 2]}, {"n": [None], "f": [None]}])
 def test_frames_that_fit_a_table(cells: dict[str, Any]) -> None:
     check_columns(pd.DataFrame(cells), HELD)
 

@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 
 class Radiodata(Contender):
-    """``tile``: side of the cubic tiles. ``unit``: crops cut from one read of tiles."""
+    """``tile``: side of the cubic tiles. ``unit``: crops cut from one read of tiles. ``codec``: of the tiles."""
 
     requires = ("radiodata",)
 
-    def __init__(self, tile: int = 64, unit: int = 1) -> None:
-        self.tile, self.unit = tile, unit
+    def __init__(self, tile: int = 64, unit: int = 1, codec: str = "zstd:3") -> None:
+        self.tile, self.unit, self.codec = tile, unit, codec
 
     def import_all(self) -> None:
         from radiodata import Cohort, PatchDataset, PatchLoader, Uniform  # noqa: F401  the names load on demand
 
     def store(self, crop: int) -> str:
-        return f"radiodata-{self.tile}"
+        return f"radiodata-{self.tile}-{self.codec.replace(':', '')}"
 
     def prepare(self, phantoms: Phantoms, folder: Path, crop: int) -> None:
-        from radiodata import Cohort
+        from radiodata import Cohort, StoreConfig
 
-        Cohort.from_niftis(str(folder / "cohort"), images={"CT": phantoms.niftis}, tiling=(self.tile,) * 3)
+        config = StoreConfig(tiling=self.tile, filters=("byteshuffle", self.codec))
+        Cohort.from_niftis(str(folder / "cohort"), images={"CT": phantoms.niftis}, config=config)
 
     def reader(self, phantoms: Phantoms, folder: Path, crop: int) -> Reader:
         from radiodata import Cohort

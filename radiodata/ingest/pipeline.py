@@ -105,6 +105,7 @@ def ingest_niftis(
     if not todo:
         return IngestReport([], present)
     target.create()
+    target.disown(todo)
     added, problems = _run(target, todo, workers, progress)
     if problems:
         raise IngestError(

@@ -1,8 +1,11 @@
-"""Marks of ingest runs in the root group, and removal of what a run left behind that never finished."""
+"""Marks of ingest runs beside the root group, and removal of what a run left behind that never finished.
+
+A mark is an empty file whose name says all, ``RUN.MACHINE.PID.BORN.STARTED``: it is there or not, never half.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import socket
 import time
@@ -12,31 +15,32 @@ from typing import TYPE_CHECKING
 
 import tiledb
 
-from radiodata.store.layout import VOXELS, join, read_root
+from radiodata.store.layout import RUNS, VOXELS, join, read_root
 from radiodata.store.obs import OBS_ID, RUN, SUBJECT
 from radiodata.store.table import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_MARK = "radiodata.run."
 _STALE_SECONDS = 7 * 24 * 3600
 
 
 def begin_run(uri: str, ctx: tiledb.Ctx) -> str:
     """Mark a run as going on, and give its id."""
-    run = uuid.uuid4().hex[:12]
-    pid = os.getpid()
-    mark = {"machine": _machine(), "pid": pid, "born": _birth(pid), "started": time.time()}
-    with tiledb.Group(uri, "w", ctx=ctx) as group:
-        group.meta[_MARK + run] = json.dumps(mark)
+    run, pid = uuid.uuid4().hex[:12], os.getpid()
+    vfs = tiledb.VFS(ctx=ctx)
+    if not vfs.is_dir(join(uri, RUNS)):
+        vfs.create_dir(join(uri, RUNS))
+    vfs.touch(join(uri, RUNS, f"{run}.{_machine()}.{pid}.{_birth(pid)}.{int(time.time())}"))
     return run
 
 
 def end_run(uri: str, run: str, ctx: tiledb.Ctx) -> None:
     """Take the mark of a run away."""
-    with tiledb.Group(uri, "w", ctx=ctx) as group:
-        del group.meta[_MARK + run]
+    vfs = tiledb.VFS(ctx=ctx)
+    for mark in _marks(uri, vfs):
+        if mark.startswith(f"{run}."):
+            vfs.remove_file(join(uri, RUNS, mark))
 
 
 def clean_abandoned(uri: str, ctx: tiledb.Ctx) -> list[str]:
@@ -44,13 +48,16 @@ def clean_abandoned(uri: str, ctx: tiledb.Ctx) -> list[str]:
 
     A run is dead when its process on this machine is gone, or when it began a week ago elsewhere.
     """
-    with tiledb.Group(uri, "r", ctx=ctx) as group:
-        marks = {k.removeprefix(_MARK): json.loads(v) for k, v in group.meta.items() if k.startswith(_MARK)}
-    dead = [run for run, mark in marks.items() if not _alive(mark)]
+    dead = [mark.split(".")[0] for mark in _marks(uri, tiledb.VFS(ctx=ctx)) if not _alive(mark)]
     for run in dead:
         clean_run(uri, run, ctx)
         end_run(uri, run, ctx)
     return dead
+
+
+def _marks(uri: str, vfs: tiledb.VFS) -> list[str]:
+    folder = join(uri, RUNS)
+    return [_last(mark) for mark in vfs.ls(folder)] if vfs.is_dir(folder) else []
 
 
 def clean_run(uri: str, run: str, ctx: tiledb.Ctx) -> None:
@@ -63,8 +70,9 @@ def clean_run(uri: str, run: str, ctx: tiledb.Ctx) -> None:
 def _machine() -> str:
     """Name what a pid means something in: one boot of one machine, one process namespace."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    parts = [socket.gethostname(), boot.read_text().strip() if boot.exists() else ""]
-    return "/".join([*parts, str(space.readlink()) if space.is_symlink() else ""])
+    parts = [socket.gethostname(), boot.read_text() if boot.exists() else ""]
+    parts.append(str(space.readlink()) if space.is_symlink() else "")
+    return hashlib.blake2b("/".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def _birth(pid: int) -> str | None:
@@ -84,10 +92,11 @@ def _birth(pid: int) -> str | None:
     return ""
 
 
-def _alive(mark: dict[str, object]) -> bool:
-    if mark.get("machine") != _machine():
-        return time.time() - float(str(mark["started"])) < _STALE_SECONDS
-    return _birth(int(str(mark["pid"]))) == mark["born"]
+def _alive(mark: str) -> bool:
+    _, machine, pid, born, started = mark.split(".")
+    if machine != _machine():
+        return time.time() - int(started) < _STALE_SECONDS
+    return str(_birth(int(pid))) == born
 
 
 def _clean_collection(uri: str, run: str, subjects: set[str], ctx: tiledb.Ctx) -> None:
@@ -109,6 +118,9 @@ def _clean_collection(uri: str, run: str, subjects: set[str], ctx: tiledb.Ctx) -
 
 
 def _delete_slots_but(shard: str, kept: Collection[int], vfs: tiledb.VFS, ctx: tiledb.Ctx) -> None:
+    merged = join(shard, "__fragment_meta")
+    for cache in vfs.ls(merged) if vfs.is_dir(merged) else []:
+        vfs.remove_file(cache)  # a copy of what the fragments hold; half written, it would bar the shard
     fragments = tiledb.array_fragments(shard, ctx=ctx)
     _delete_uncommitted(shard, fragments.uri, vfs)
     slots = [int(domain[0][0]) for domain in fragments.nonempty_domain]

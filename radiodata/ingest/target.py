@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -76,7 +77,7 @@ class Target:
         """
         there = layout.read_root(self.uri, self.ctx)
         for name in (n for n in self.kinds if n in there):
-            self._check_collection(name)
+            self._check_collection(name, self.collection(name))
         held = [c for c in read_columns(self.meta_uri, self.ctx) if c.name != RUN]
         try:
             check_columns(pd.DataFrame() if self.table is None else self.table, held)
@@ -94,12 +95,43 @@ class Target:
 
     def create(self) -> None:
         """Create what is not there yet."""
-        layout.create_root(self.uri, self.ctx)
-        if not tiledb.array_exists(self.meta_uri, ctx=self.ctx):
-            create_table(self.meta_uri, SUBJECT, self._meta_columns(), self.ctx)
-        layout.add_member(self.uri, layout.OBS_META, self.ctx)
-        for name, kind in self.kinds.items():
-            self._create_collection(name, kind)
+        if not layout.group_exists(self.uri, self.ctx):
+            layout.create_whole(self.uri, self._create_root, self.ctx)
+        self._create_root(self.uri)
+
+    def _create_root(self, uri: str) -> None:
+        layout.create_root(uri, self.ctx)
+        meta = layout.join(uri, layout.OBS_META)
+        if not tiledb.array_exists(meta, ctx=self.ctx):
+            create_table(meta, SUBJECT, self._meta_columns(), self.ctx)
+        layout.add_member(uri, layout.OBS_META, self.ctx)
+        for name in self.kinds:
+            collection = layout.join(uri, name)
+            if not layout.group_exists(collection, self.ctx):
+                layout.create_whole(collection, partial(self._create_collection, name), self.ctx)
+            self._create_collection(name, collection)
+            self._check_collection(name, collection)
+            layout.add_member(uri, name, self.ctx)
+
+    def _create_collection(self, name: str, uri: str) -> None:
+        kind = self.kinds[name]
+        layout.create_group(uri, {layout.KIND_KEY: kind, layout.TILE_KEY: self._tile}, self.ctx)
+        for part, index, columns in (("obs", OBS_ID, OBS_COLUMNS), ("tiles", TILES_INDEX, _tile_columns(kind))):
+            if not tiledb.array_exists(layout.join(uri, part), ctx=self.ctx):
+                create_table(layout.join(uri, part), index, columns, self.ctx)
+
+    def disown(self, subjects: Sequence[SubjectFiles]) -> None:
+        """Take from `subjects` the rows that a dead run wrote for them in collections that are not written now.
+
+        Its subject rows are missing; with ours, volumes whose voxels were cleaned away would come to light.
+        """
+        ids = [s.subject for s in subjects]
+        for name in set(layout.read_root(self.uri, self.ctx)) - set(self.kinds):
+            uri = layout.join(self.collection(name), "obs")
+            if read_table(uri, OBS_ID, self.ctx, [SUBJECT])[SUBJECT].isin(ids).any():
+                obs = read_table(uri, OBS_ID, self.ctx)
+                rows = obs[obs[SUBJECT].isin(ids).to_numpy(bool)].assign(**{SUBJECT: None})
+                write_rows(uri, rows, OBS_COLUMNS, self.ctx)
 
     def commit(self, batch: Sequence[tuple[str, list[Written]]], run: str) -> None:
         """Write rows of whole subjects: tile statistics, volumes, and last the subjects, who make them exist."""
@@ -132,21 +164,12 @@ class Target:
         obs = read_table(layout.join(self.collection(name), "obs"), OBS_ID, self.ctx, [SUBJECT, "source_hash"])
         return dict(zip(obs[SUBJECT], obs["source_hash"], strict=True))
 
-    def _create_collection(self, name: str, kind: str) -> None:
-        uri = self.collection(name)
-        layout.create_group(uri, {layout.KIND_KEY: kind, layout.TILE_KEY: self._tile}, self.ctx)
-        self._check_collection(name)
-        for part, index, columns in (("obs", OBS_ID, OBS_COLUMNS), ("tiles", TILES_INDEX, _tile_columns(kind))):
-            if not tiledb.array_exists(layout.join(uri, part), ctx=self.ctx):
-                create_table(layout.join(uri, part), index, columns, self.ctx)
-        layout.add_member(self.uri, name, self.ctx)
-
     @property
     def _tile(self) -> str:
         return ",".join(str(t) for t in self.config.tile)
 
-    def _check_collection(self, name: str) -> None:
-        with tiledb.Group(self.collection(name), "r", ctx=self.ctx) as group:
+    def _check_collection(self, name: str, uri: str) -> None:
+        with tiledb.Group(uri, "r", ctx=self.ctx) as group:
             kind, tile = (group.meta[layout.KIND_KEY], group.meta[layout.TILE_KEY])
         if (kind, tile) != (self.kinds[name], self._tile):
             raise ConfigError(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tiledb
 
@@ -17,8 +18,9 @@ from radiodata.errors import StoreError
 from radiodata.store.config import ReadConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
+T = TypeVar("T")
 DEFAULT_READ = ReadConfig()
 
 
@@ -103,6 +105,19 @@ class _Process:
 
 
 _process = _Process()
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """Read what another process may be writing: local file systems show files before they are whole.
+
+    A table whose fragments are merged while it is read must be read again, too.
+    """
+    for wait in (0.01, 0.05, 0.25):
+        try:
+            return read()
+        except tiledb.TileDBError:
+            time.sleep(wait)
+    return read()
 
 
 def handles() -> Handles:

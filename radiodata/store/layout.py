@@ -3,6 +3,7 @@
 ::
 
     URI/                        group, metadata: format version
+      __runs/                   marks of ingests that are going on: empty files
       obs_meta                  table of subjects
       CT/                       group, metadata: kind (image | label), tile
         obs                     table of volumes
@@ -13,15 +14,19 @@
 from __future__ import annotations
 
 import re
+import shutil
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tiledb
 
 from radiodata.errors import CohortNotFoundError, ConfigError, FormatVersionError, StoreError
+from radiodata.store.context import patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from radiodata.geometry import Shape3
     from radiodata.store.config import StoreConfig
@@ -32,6 +37,7 @@ KIND_KEY = "radiodata.kind"
 TILE_KEY = "radiodata.tile"
 OBS_META = "obs_meta"
 VOXELS = "voxels"
+RUNS = "__runs"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 _CHANNELS = 65_536
@@ -112,6 +118,32 @@ def create_group(uri: str, metadata: dict[str, str | int], ctx: tiledb.Ctx) -> N
             group.meta.update(lacking)
 
 
+def create_whole(uri: str, make: Callable[[str], None], ctx: tiledb.Ctx) -> None:
+    """Make a folder of groups and arrays beside its place, and move it there: nobody sees half of it.
+
+    Object stores show an object when it is whole, so there it is made in its place.
+
+    Raises
+    ------
+    StoreError
+        When the place is taken by something that is no group.
+    """
+    if "://" in uri and not uri.startswith("file://"):
+        make(uri)
+        return
+    place = Path(uri.removeprefix("file://"))
+    scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        make(str(scratch))
+        scratch.rename(place)
+    except OSError as error:
+        if not group_exists(uri, ctx):  # else a process beside us made it
+            raise StoreError(f"cannot create {uri}: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def create_root(uri: str, ctx: tiledb.Ctx) -> None:
     """Create the root group of a cohort, with its format version."""
     create_group(uri, {VERSION_KEY: FORMAT_VERSION}, ctx)
@@ -144,6 +176,10 @@ def cohort_exists(uri: str, ctx: tiledb.Ctx) -> bool:
 def _root(uri: str, ctx: tiledb.Ctx) -> tuple[object, list[str]]:
     if not group_exists(uri, ctx):
         return None, []
+    return patiently(lambda: _read_group(uri, ctx))
+
+
+def _read_group(uri: str, ctx: tiledb.Ctx) -> tuple[object, list[str]]:
     with tiledb.Group(uri, "r", ctx=ctx) as group:
         return group.meta.get(VERSION_KEY), [str(m.name) for m in group]
 

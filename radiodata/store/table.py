@@ -13,6 +13,7 @@ import pandas as pd
 import tiledb
 
 from radiodata.errors import ConfigError, StoreError
+from radiodata.store.context import patiently
 from radiodata.store.layout import filter_list
 
 if TYPE_CHECKING:
@@ -183,7 +184,20 @@ def read_columns(uri: str, ctx: tiledb.Ctx) -> list[Column]:
 
 
 def read_table(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a table (all columns, or those named), sorted by id."""
+    """Read a table (all columns, or those named), sorted by id.
+
+    Raises
+    ------
+    StoreError
+        When it cannot be read.
+    """
+    try:
+        return patiently(lambda: _read(uri, index, ctx, columns))
+    except tiledb.TileDBError as error:
+        raise StoreError(f"cannot read the table {uri}: {error}") from error
+
+
+def _read(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None) -> pd.DataFrame:
     with tiledb.open(uri, ctx=ctx) as array:
         schema = array.schema
         kinds = {schema.attr(i).name: _kind_of(schema.attr(i)) for i in range(schema.nattr)}

@@ -12,7 +12,7 @@ from radiodata.errors import StoreError
 from radiodata.store.layout import voxel_schema
 
 _creating = threading.Lock()
-_BUDGETS = (1 << 28, 1 << 30, 1 << 32, 10 << 30)
+_BUDGETS = (1 << 26, 1 << 28, 1 << 30, 1 << 32, 10 << 30)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
