@@ -69,9 +69,9 @@ def _rows() -> Iterator[Row]:
 
 
 def _radiodata(workers: int) -> Iterator[Row]:
-    for tile, unit in ((64, 1), (64, 4), (32, 1), (32, 4)):
+    for tile, unit in ((64, 1), (64, 8), (32, 1), (32, 4), (32, 8)):
         name, options = f"radiodata (tile {tile}, unit {unit}, w{workers})", {"tile": tile, "unit": unit}
-        quick, note = workers == 0 or (tile, unit) == (32, 4), f"crops_per_unit={unit}"
+        quick, note = workers == 0 or (tile, unit) == (32, 8), f"crops_per_unit={unit}"
         yield Row("radiodata", name, OURS, ("radiodata",), options, workers, None, note, quick)
 
 

@@ -153,7 +153,7 @@ def test_optimizers_are_built_with_their_schedules(option: str) -> None:
 
 def test_trainer_is_built() -> None:
     trainer = instantiate(composed("+data=ct_isotropic").trainer, logger=False, enable_checkpointing=False)
-    assert trainer.max_epochs == 20
+    assert trainer.max_epochs == 10
     assert trainer.num_devices == 1
 
 

@@ -20,6 +20,7 @@ from radiodata.sampling import Foreground, Uniform
 from radiodata.store import Cohort
 
 KEYS = {"image": "CT", "label": "seg"}
+UNITS = {"crops_per_volume": 8, "crops_per_unit": 4}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 def patches(cohort: Cohort, **settings: Any) -> PatchDataset:
-    chosen = {"patch_size": (16, 12, 10), "policy": Foreground(0.5), "seed": 3, **settings}
+    chosen = {"patch_size": (16, 12, 10), "policy": Foreground(0.5), "seed": 3, **UNITS, **settings}
     return PatchDataset(cohort, KEYS, **chosen)
 
 
@@ -288,7 +289,9 @@ from radiodata import Cohort, Foreground, PatchDataset, PatchLoader
 
 def main(rank, world, port, uri, out):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    data = PatchDataset(Cohort(uri), {"image": "CT", "label": "seg"}, patch_size=(16, 12, 10), policy=Foreground(0.5), seed=3)
+    units = {"crops_per_volume": 8, "crops_per_unit": 4}
+    keys = {"image": "CT", "label": "seg"}
+    data = PatchDataset(Cohort(uri), keys, patch_size=(16, 12, 10), policy=Foreground(0.5), seed=3, **units)
     loader = PatchLoader(data, 4, num_workers=2)
     batches = []
     for batch in loader:

@@ -294,9 +294,21 @@ def test_a_store_made_anew_at_the_same_place_is_read_anew(make_files: MakeFiles,
     assert not np.array_equal(first, second)
 
 
-def test_one_context_and_one_handle_a_process(tiny: Tiny) -> None:
+def test_one_handle_serves_reads_that_follow_each_other(tiny: Tiny) -> None:
     source = tiny.cohort.CT.iloc[0].source
-    opened = [handles().array(source.uri, source.token) for _ in range(3)]
+    opened = []
+    for _ in range(3):
+        with handles().reading(source.uri, source.token) as (array, _):
+            opened.append(array)
     assert len({id(array) for array in opened}) == 1
     assert isinstance(opened[0], tiledb.DenseArray)
     assert handles().context() is context()
+
+
+def test_reads_at_once_have_a_context_each(tiny: Tiny) -> None:
+    source = tiny.cohort.CT.iloc[0].source
+    with handles().reading(source.uri, source.token) as one, handles().reading(source.uri, source.token) as other:
+        assert one[1] is not other[1]
+        assert one[0] is not other[0]
+    with handles().reading(source.uri, source.token) as again:
+        assert again[1] in (one[1], other[1])

@@ -137,7 +137,11 @@ def test_a_volume_without_foreground_gives_uniform_crops() -> None:
 VOLUMES = Volumes(("a", "b"), np.array([SHAPE, SHAPE]), TILE)
 REFUSED = [
     ({"policy": Foreground(0.5)}, PlanError, "needs a label collection"),
-    ({"crops_per_volume": 6}, ConfigError, "must be a multiple of crops_per_unit .4., such as 4 or 8"),
+    (
+        {"crops_per_volume": 6, "crops_per_unit": 4},
+        ConfigError,
+        "must be a multiple of crops_per_unit .4., such as 4 or 8",
+    ),
     ({"batch": 0}, ConfigError, "batch must be at least 1"),
     ({"batch": 64}, PlanError, "fewer than one batch of 64"),
     ({"mode": "wrap"}, ConfigError, "'drop' or 'pad'"),

@@ -78,8 +78,8 @@ class Plan:
     policy: Policy
     patch: Shape3
     batch: int
-    crops_per_volume: int = 8
-    crops_per_unit: int = 4
+    crops_per_volume: int = 16
+    crops_per_unit: int = 8
     cell_tiles: int = 1
     workers: int = 8
     mode: Literal["drop", "pad"] = "drop"

@@ -55,9 +55,9 @@ def read_box(
     ranges = [[(source.slot, source.slot)], [(first, last - 1)]]
     ranges += [[(int(lo), int(hi) - 1)] for lo, hi in box]
     try:
-        array = handles().array(source.uri, source.token, config)
-        status = _submit(array, handles().context(config), ranges, out)
-        written = not _could_be_fill(array, out) or _is_written(source, config)
+        with handles().reading(source.uri, source.token, config) as (array, ctx):
+            status = _submit(array, ctx, ranges, out)
+            written = not _could_be_fill(array, out) or _is_written(source, config)
     except (tiledb.TileDBError, StoreError, OSError, RuntimeError) as error:
         raise TileReadError(_where(source, box, f"{error}")) from error
     if status != lt.QueryStatus.COMPLETE:
