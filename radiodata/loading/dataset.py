@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from radiodata.geometry import box, clip_box, crop_affine, shape3
+from radiodata.geometry import shape3
 from radiodata.loading.aligned import align
 from radiodata.loading.blocks import BlockCache, UnitReader
+from radiodata.loading.sample import Sample, make_sample
 from radiodata.loading.transforms import apply
 from radiodata.sampling import Plan, Slot, Uniform
 from radiodata.store import ReadConfig
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from radiodata.loading.blocks import Crop, UnitKey
     from radiodata.sampling import Policy
     from radiodata.store import Cohort
-
-Sample: TypeAlias = "dict[str, Any]"
 
 
 class PatchDataset(IterableDataset[Sample]):
@@ -159,25 +156,16 @@ class PatchDataset(IterableDataset[Sample]):
 
     def _finished(self, slot: Slot) -> Any:
         crop = self._blocks().take((slot.epoch, slot.unit), slot.crop)
-        sample = self._sample(slot, crop)
+        sample = make_sample(
+            self._aligned,
+            crop.volume,
+            crop.start,
+            self.plan.patch,
+            crop.voxels,
+            key=slot.key,
+            padding=slot.padding,
+        )
         return sample if self.transform is None else apply(self.transform, sample, slot.key)
-
-    def _sample(self, slot: Slot, crop: Crop) -> Sample:
-        held, volume, start = self._aligned, crop.volume, crop.start
-        where = box(start, start + np.asarray(self.plan.patch))
-        real = clip_box(where, held.volumes.shapes[volume])
-        return {
-            **{key: torch.from_numpy(voxels) for key, voxels in crop.voxels.items()},
-            **{f"{key}_stats": torch.from_numpy(stats[volume].copy()) for key, stats in held.stats.items()},
-            "affine": torch.from_numpy(crop_affine(held.affines[volume], start)),
-            "spacing": torch.from_numpy(held.spacings[volume].copy()),
-            "obs_subject_id": held.volumes.subjects[volume],
-            "obs_id": held.obs_ids[volume],
-            "box": torch.from_numpy(where),
-            "valid": torch.from_numpy(real - start[:, None]),
-            "is_padding": slot.padding,
-            "key": slot.key,
-        }
 
     def _blocks(self) -> BlockCache:
         if self._cache is None or self._cache_pid != os.getpid():  # a forked worker's cache is its own

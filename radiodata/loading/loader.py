@@ -1,4 +1,4 @@
-"""PatchLoader and VolumeLoader: batches for a training loop, exact in length, order and state."""
+"""PatchLoader: batches for a training loop, exact in length, order and state."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from radiodata.errors import ConfigError, StateMismatchError
-from radiodata.geometry import box
-from radiodata.loading.aligned import align
 from radiodata.loading.collate import collate_samples
 from radiodata.loading.dataset import current_rank, current_world
-from radiodata.loading.transforms import apply
-from radiodata.loading.transport import At, Batch, BatchSource, ThreadTransport, Transport, WorkerTransport
-from radiodata.sampling.permutation import hash_ints
-from radiodata.store import ReadConfig, read_box
-from radiodata.store.volume import physical
+from radiodata.loading.transport import make_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from radiodata._typing import Voxels
-    from radiodata.loading.dataset import PatchDataset, Sample
-    from radiodata.store import Cohort
+    from radiodata.loading.dataset import PatchDataset
+    from radiodata.loading.transport import At, Batch
 
 STATE_VERSION = 1
 
@@ -112,7 +103,7 @@ class PatchLoader:
         _warn_of_rereads(dataset, num_workers)
         self._on_mismatch = on_mismatch
         source = _PatchBatches(dataset, self.rank, self.world_size, collate_fn)
-        self._transport = _transport(source, num_workers, prefetch, threads, multiprocessing_context, pin_memory)
+        self._transport = make_transport(source, num_workers, prefetch, threads, multiprocessing_context, pin_memory)
         self._epoch, self._step, self._fresh = dataset.epoch, 0, True
 
     @property
@@ -189,112 +180,3 @@ def _warn_of_rereads(dataset: PatchDataset, workers: int) -> None:
             f"read tiles that others read too. Use {legal} workers, or canonical_workers={workers}.",
             stacklevel=3,
         )
-
-
-def _transport(
-    source: BatchSource, workers: int, prefetch: int, threads: int, start_method: str | None, pin_memory: bool
-) -> Transport:
-    if workers < 0 or prefetch < 1 or threads < 1:
-        raise ConfigError(f"num_workers={workers}, prefetch={prefetch}, threads={threads}: at least 0, 1 and 1")
-    if workers:
-        return WorkerTransport(
-            source, workers=workers, prefetch=prefetch, start_method=start_method, pin_memory=pin_memory
-        )
-    return ThreadTransport(source, threads=threads, prefetch=prefetch, pin_memory=pin_memory)
-
-
-class _WholeVolumes:
-    """Makes the sample of a volume of this rank, batch axis first, for any step."""
-
-    def __init__(
-        self,
-        cohort: Cohort,
-        keys: Mapping[str, str],
-        transform: Callable[[Sample], Any] | None,
-        rank: int,
-        world: int,
-        read: ReadConfig,
-    ) -> None:
-        self._held, self._transform, self._rank, self._world = align(cohort, keys), transform, rank, world
-        self._read = read
-
-    def __len__(self) -> int:
-        return -(-len(self._held.volumes) // self._world)
-
-    def __getitem__(self, at: At) -> Batch:
-        place = at[1] * self._world + self._rank
-        volume = place % len(self._held.volumes)
-        sample = self._sample(volume, padding=place >= len(self._held.volumes))
-        if self._transform is not None:
-            sample = apply(self._transform, sample, int(sample["key"]))
-        return dict(collate_samples([sample]))
-
-    def reads(self, at: At) -> list[Callable[[], None]]:
-        """Nothing: whole volumes are read when they are asked for."""
-        return []
-
-    def _sample(self, volume: int, *, padding: bool) -> Sample:
-        held = self._held
-        whole = box((0, 0, 0), held.volumes.shapes[volume])
-        voxels = {k: self._voxels(k, volume) for k in held.keys}
-        return {
-            **{k: torch.from_numpy(v) for k, v in voxels.items()},
-            **{f"{k}_stats": torch.from_numpy(s[volume].copy()) for k, s in held.stats.items()},
-            "affine": torch.from_numpy(held.affines[volume].copy()),
-            "spacing": torch.from_numpy(held.spacings[volume].copy()),
-            "obs_subject_id": held.volumes.subjects[volume],
-            "obs_id": held.obs_ids[volume],
-            "box": torch.from_numpy(whole),
-            "valid": torch.from_numpy(whole.copy()),
-            "is_padding": padding,
-            "key": hash_ints(volume),
-        }
-
-    def _voxels(self, key: str, volume: int) -> Voxels:
-        held = self._held.keys[key]
-        source = held.sources[volume]
-        stored = read_box(source, box((0, 0, 0), source.size), config=self._read)
-        return physical(stored, source).astype(held.dtype, copy=False)
-
-
-class VolumeLoader:
-    """Whole volumes, one a batch, in the order of the cohort; ranks take turns.
-
-    Where the number of volumes is not a multiple of the ranks, the last turn repeats volumes, flagged
-    ``is_padding``, so that every rank makes the same number of steps. Samples are those of
-    ``PatchDataset``, with a batch axis of 1.
-
-    Parameters
-    ----------
-    cohort, keys, transform
-        As for ``PatchDataset``.
-    num_workers, rank, world_size, multiprocessing_context, pin_memory
-        As for ``PatchLoader``.
-    """
-
-    def __init__(
-        self,
-        cohort: Cohort,
-        keys: Mapping[str, str],
-        *,
-        transform: Callable[[Sample], Any] | None = None,
-        num_workers: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
-        pin_memory: bool = False,
-        read: ReadConfig | None = None,
-    ) -> None:
-        rank = current_rank() if rank is None else rank
-        world = current_world() if world_size is None else world_size
-        self.batch_size = world
-        self.num_workers = num_workers
-        self._source = _WholeVolumes(cohort, keys, transform, rank, world, read or ReadConfig(threads=1))
-        self._transport = _transport(self._source, num_workers, 1, 1, multiprocessing_context, pin_memory)
-
-    def __len__(self) -> int:
-        """Turns: volumes over ranks, rounded up."""
-        return len(self._source)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._transport.iterate(0, 0, len(self))

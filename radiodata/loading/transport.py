@@ -12,6 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data._utils import pin_memory as pinning
 
+from radiodata.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -107,3 +109,16 @@ class ThreadTransport:
                 yield pinning.pin_memory(batch) if self._pin else batch  # type: ignore[no-untyped-call]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def make_transport(
+    source: BatchSource, workers: int, prefetch: int, threads: int, start_method: str | None, pin_memory: bool
+) -> Transport:
+    """Worker processes, or threads where there are none."""
+    if workers < 0 or prefetch < 1 or threads < 1:
+        raise ConfigError(f"num_workers={workers}, prefetch={prefetch}, threads={threads}: at least 0, 1 and 1")
+    if workers:
+        return WorkerTransport(
+            source, workers=workers, prefetch=prefetch, start_method=start_method, pin_memory=pin_memory
+        )
+    return ThreadTransport(source, threads=threads, prefetch=prefetch, pin_memory=pin_memory)
