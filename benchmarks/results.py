@@ -73,7 +73,7 @@ def _data(run: Run) -> dict[str, Any]:
     packed = sum(path.stat().st_size for path in run.phantoms.niftis)
     raw = 2 * run.phantoms.count * run.parameters.shape[0] * run.parameters.shape[1] * run.parameters.shape[2]
     return {
-        "folder": str(run.phantoms.folder),
+        "folder": run.phantoms.folder.name,
         "volumes": run.phantoms.count,
         "shape": list(run.parameters.shape),
         "dtype": "int16",
