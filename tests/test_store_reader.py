@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tiledb
 from conftest import Tiny
 
 from radiodata.errors import IngestError, Problem, StoreError, TileReadError
@@ -59,6 +60,15 @@ def test_voxels_that_equal_the_fill_value_are_voxels(tmp_path: Path, dtype: str,
     volume = written(tmp_path, voxels)["image"].iloc[0]
     assert volume.dtype == dtype
     np.testing.assert_array_equal(volume.to_numpy(), voxels)
+
+
+def test_volumes_of_one_shard_can_be_told_apart_by_time(tiny: Tiny) -> None:
+    """TileDB deletes fragments by time: however quickly they were written, no two may share one."""
+    for name in ("CT", "seg"):
+        for shard in shards(Path(tiny.cohort.uri), name):
+            found = tiledb.array_fragments(str(shard))
+            slots = [int(domain[0][0]) for domain in found.nonempty_domain]
+            assert [tuple(span) for span in found.timestamp_range] == [(n + 1, n + 1) for n in slots]
 
 
 @pytest.mark.parametrize("bad", [((0, 0, 0), (41, 9, 9)), ((-1, 0, 0), (9, 9, 9)), ((3, 0, 0), (3, 9, 9))])

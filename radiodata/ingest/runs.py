@@ -123,12 +123,9 @@ def _delete_slots_but(shard: str, kept: Collection[int], vfs: tiledb.VFS, ctx: t
         vfs.remove_file(cache)  # a copy of what the fragments hold; half written, it would bar the shard
     fragments = tiledb.array_fragments(shard, ctx=ctx)
     _delete_uncommitted(shard, fragments.uri, vfs)
-    slots = [int(domain[0][0]) for domain in fragments.nonempty_domain]
-    times = [tuple(int(t) for t in span) for span in fragments.timestamp_range]
-    needed = {t for slot, t in zip(slots, times, strict=True) if slot in kept}
-    for slot, span in zip(slots, times, strict=True):
-        if slot not in kept and span not in needed:  # TileDB deletes by time: one of the same millisecond stays
-            tiledb.Array.delete_fragments(shard, *span, ctx=ctx)
+    for domain, span in zip(fragments.nonempty_domain, fragments.timestamp_range, strict=True):
+        if int(domain[0][0]) not in kept:
+            tiledb.Array.delete_fragments(shard, *(int(t) for t in span), ctx=ctx)
 
 
 def _delete_uncommitted(shard: str, committed: Collection[str], vfs: tiledb.VFS) -> None:

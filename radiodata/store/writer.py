@@ -31,6 +31,9 @@ def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx) -> 
 def write_volume(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> None:
     """Write one volume, ``(channel, x, y, z)``, into its slot: one fragment, atomic.
 
+    Its timestamp is the slot's number, not the clock's: TileDB deletes fragments by time, and volumes that
+    were written in the same millisecond could not be told apart.
+
     Raises
     ------
     StoreError
@@ -38,7 +41,7 @@ def write_volume(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> None:
     """
     slices = (slice(slot, slot + 1), *(slice(0, n) for n in voxels.shape))
     try:
-        with tiledb.open(uri, "w", ctx=ctx) as array:
+        with tiledb.open(uri, "w", timestamp=slot + 1, ctx=ctx) as array:
             array[slices] = np.ascontiguousarray(voxels)[None]
     except tiledb.TileDBError as error:
         raise StoreError(f"cannot write a volume of shape {voxels.shape} to slot {slot} of {uri}: {error}") from error
