@@ -8,9 +8,40 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from radiodata.loading import PatchDataset, PatchLoader, VolumeLoader
-    from radiodata.sampling import Column, Foreground, Fractions, KFold, Uniform
-    from radiodata.store import Cohort, ReadConfig, StoreConfig, Volume, VolumeCollection
+    from radiodata.inference import (
+        Stitcher,
+        VolumeStitcher,
+    )
+    from radiodata.loading import (
+        PatchDataset,
+        PatchLoader,
+        TableTarget,
+        TorchIO,
+        VolumeLoader,
+    )
+    from radiodata.sampling import (
+        Balanced,
+        Column,
+        Foreground,
+        Fractions,
+        Frames,
+        Grid,
+        KFold,
+        MinForeground,
+        Plan,
+        Slices,
+        Uniform,
+        Weighted,
+        Whole,
+        advise,
+    )
+    from radiodata.store import (
+        Cohort,
+        ReadConfig,
+        StoreConfig,
+        Volume,
+        VolumeCollection,
+    )
 
 _ROOMS = {
     "Cohort": "store",
@@ -21,28 +52,54 @@ _ROOMS = {
     "PatchDataset": "loading",
     "PatchLoader": "loading",
     "VolumeLoader": "loading",
+    "TableTarget": "loading",
+    "TorchIO": "loading",
     "Uniform": "sampling",
     "Foreground": "sampling",
+    "Balanced": "sampling",
+    "Weighted": "sampling",
+    "MinForeground": "sampling",
+    "Grid": "sampling",
+    "Slices": "sampling",
+    "Whole": "sampling",
+    "Frames": "sampling",
+    "Plan": "sampling",
+    "advise": "sampling",
     "Fractions": "sampling",
     "KFold": "sampling",
     "Column": "sampling",
+    "Stitcher": "inference",
+    "VolumeStitcher": "inference",
 }
 
 __all__ = [
+    "Balanced",
     "Cohort",
     "Column",
     "Foreground",
     "Fractions",
+    "Frames",
+    "Grid",
     "KFold",
+    "MinForeground",
     "PatchDataset",
     "PatchLoader",
+    "Plan",
     "ReadConfig",
+    "Slices",
+    "Stitcher",
     "StoreConfig",
+    "TableTarget",
+    "TorchIO",
     "Uniform",
     "Volume",
     "VolumeCollection",
     "VolumeLoader",
+    "VolumeStitcher",
+    "Weighted",
+    "Whole",
     "__version__",
+    "advise",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``radiodata demo``, ``ingest``, ``info``.
+"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``advise``.
 
 Exit codes: 0 ok, 1 the work failed, 2 the command makes no sense. Heavy imports wait until a command runs.
 """
@@ -120,6 +120,55 @@ def info(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="Print J
         sys.stdout.write(json.dumps(summary, indent=2) + "\n")
     else:
         _print_summary(summary)
+
+
+@app.command()
+def advise(
+    patch: Annotated[str, typer.Option(help="Crop shape in voxels: 96, or 128,128,48.")],
+    uri: Annotated[str | None, typer.Argument(help="A cohort, for its shapes, dtypes and tiles.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(metavar="COLLECTION", help="A collection to be read; by default all.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Global batch.")] = 4,
+    storage: Annotated[str, typer.Option(help="disk or s3.")] = "disk",
+    cores: Annotated[int, typer.Option(min=1, help="Cores that the loader may use.")] = 2,
+    memory: Annotated[int, typer.Option(min=1, help="MiB of crops that may wait.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend tiles, crops a read, and workers for a patch; reads tables, no voxel."""
+    from radiodata.sampling import advise as recommend
+
+    if storage not in ("disk", "s3"):
+        raise ConfigError(f"--storage {storage!r}: disk or s3")
+    given: dict[str, Any] = {} if uri is None else _typical(uri, key)
+    advice = recommend(_sizes(patch), batch_size=batch, storage="s3" if storage == "s3" else "disk", cores=cores, memory=memory << 20, **given)
+    if as_json:
+        sys.stdout.write(json.dumps(advice.to_dict(), indent=2) + "\n")
+    else:
+        out.print(str(advice), highlight=False, markup=False, soft_wrap=True)
+
+
+def _sizes(text: str) -> list[int] | int:
+    parts = text.split(",")
+    if not all(p.strip().isdigit() for p in parts):
+        raise ConfigError(f"--patch {text!r}: write 96, or 128,128,48")
+    return int(parts[0]) if len(parts) == 1 else [int(p) for p in parts]
+
+
+def _typical(uri: str, names: list[str] | None) -> dict[str, Any]:
+    """Median shape, bytes of a voxel and tile of a cohort, as ``advise`` takes them."""
+    import numpy as np
+
+    from radiodata.store import Cohort
+
+    cohort = Cohort(uri)
+    held = [cohort[name] for name in names or cohort.collections]
+    if not held or not len(held[0]):
+        raise ConfigError(f"the cohort at {uri} holds no volume to advise on")
+    sizes = held[0].obs[["size_x", "size_y", "size_z"]].to_numpy(np.int64)
+    voxel = sum(int(c.obs["channels"].max()) * max(np.dtype(d).itemsize for d in set(c.obs["dtype"])) for c in held)
+    tile = {"tile": held[0].tile[0]} if len(set(held[0].tile)) == 1 else {}
+    return {"shape": np.median(sizes, axis=0).astype(int).tolist(), "voxel_bytes": voxel, **tile}
 
 
 def _named(entry: str) -> tuple[str, str]:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from radiodata.errors import ConfigError
-from radiodata.loading.blocks import BlockCache, Crop, UnitKey
+from radiodata.loading.cache import BlockCache, UnitKey
+from radiodata.loading.reading import Crop
 
 
 def crops(key: UnitKey, n: int = 3, size: int = 100) -> list[Crop]:
-    return [Crop(0, np.zeros(3, np.int64), {"image": np.full(size, key[1] * 10 + i, np.uint8)}) for i in range(n)]
+    where = np.zeros(3, np.int64)
+    return [Crop(0, where, where, {"image": np.full(size, key[1] * 10 + i, np.uint8)}) for i in range(n)]
 
 
 def test_each_crop_is_handed_out_and_let_go() -> None:
@@ -49,7 +51,8 @@ def test_many_threads_one_read() -> None:
         threading.Thread(target=lambda i=i: found.append(int(cache.take((0, 0), i).voxels["image"][0])))
         for i in range(3)
     ]
-    ahead = threading.Thread(target=cache.prefetch, args=((0, 0), 0))
+    assert cache.request((0, 0))
+    ahead = threading.Thread(target=cache.run, args=((0, 0),))
     for thread in (ahead, *threads):
         thread.start()
     for thread in (ahead, *threads):
@@ -84,3 +87,82 @@ def test_what_an_epoch_left_is_forgotten_by_the_next() -> None:
 def test_negative_bounds_are_refused() -> None:
     with pytest.raises(ConfigError, match="cache_bytes"):
         BlockCache(crops, max_bytes=-1)
+
+
+def test_reads_ahead_are_granted_only_where_their_bytes_fit() -> None:
+    cache = BlockCache(crops, max_bytes=700, size=lambda key: 300)
+    for unit in range(3):
+        for crop in range(3):
+            cache.expect((0, unit), crop, 3 * unit + crop)
+    assert [cache.request((0, unit)) for unit in range(3)] == [True, True, False]
+    cache.run((0, 0))
+    cache.run((0, 0))  # once is enough
+    cache.run((0, 1))
+    assert (cache.reads, cache._bytes, cache.request((0, 2))) == (2, 600, False)
+    cache.take((0, 0), 0)
+    assert not cache.request((0, 2))  # 500 there
+    cache.take((0, 0), 1)
+    assert cache.request((0, 2))  # 400 there
+    assert [cache.holds((0, u), 0) for u in range(4)] == [False, True, True, False]
+    cache.run((0, 2))
+    taken = [int(cache.take((0, u), c).voxels["image"][0]) for u, c in ((0, 2), (1, 0), (1, 1), (1, 2), (2, 0))]
+    assert (taken, cache.reads, cache._bytes) == ([2, 10, 11, 12, 20], 3, 200)
+
+
+def test_what_nobody_expects_makes_room_for_reads_ahead() -> None:
+    cache = BlockCache(crops, max_bytes=500, size=lambda key: 300)
+    cache.take((0, 0), 0)
+    cache.expect((0, 0), 2, 5)
+    cache.take((0, 1), 0)
+    assert cache._bytes == 400
+    assert cache.request((0, 2))
+    assert cache.holds((0, 0), 2)
+    assert not cache.holds((0, 0), 1)
+
+
+def test_an_urgent_read_drops_what_is_needed_last() -> None:
+    cache = BlockCache(crops, max_bytes=600, size=lambda key: 300)
+    for unit, step in ((0, 9), (1, 2), (2, 3)):
+        cache.expect((0, unit), 0, step)
+        cache.expect((0, unit), 1, step + 1)
+        cache.expect((0, unit), 2, step + 2)
+        assert cache.request((0, unit), urgent=True)
+        cache.run((0, unit))
+    assert set(cache._waiting) == {(0, 1), (0, 2)}
+
+
+def test_a_read_that_was_granted_and_not_begun_is_done_by_who_needs_it() -> None:
+    cache = BlockCache(crops, max_bytes=600)
+    assert cache.request((0, 1))
+    assert int(cache.take((0, 1), 2).voxels["image"][0]) == 12
+    cache.run((0, 1))
+    assert cache.reads == 1
+    assert cache.request((0, 2))
+    cache.expect_nothing()
+    cache.run((0, 2))
+    assert cache.reads == 1
+
+
+def test_the_first_unit_of_unknown_size_is_read_by_itself() -> None:
+    cache = BlockCache(crops, max_bytes=500)
+    assert [cache.request((0, 0)), cache.request((0, 1))] == [True, False]
+    cache.run((0, 0))
+    assert [cache.request((0, 1)), cache.request((0, 2))] == [True, False]
+
+
+def test_a_read_that_takes_too_long_is_told() -> None:
+    go = threading.Event()
+
+    def slow(key: UnitKey) -> list[Crop]:
+        go.wait(10)
+        return crops(key)
+
+    cache = BlockCache(slow, max_bytes=10**6)
+    assert cache.wait((0, 0), 0.01)  # nothing is being read
+    cache.request((0, 0))
+    thread = threading.Thread(target=cache.run, args=((0, 0),))
+    thread.start()
+    assert not cache.wait((0, 0), 0.05)
+    go.set()
+    thread.join(10)
+    assert cache.wait((0, 0), 0.05)

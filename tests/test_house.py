@@ -14,7 +14,7 @@ FLOORS = [
     {"_typing"},
     {"errors", "geometry"},
     {"store", "sampling"},
-    {"loading", "ingest"},
+    {"loading", "ingest", "inference"},
     {"demo"},
     {"lightning"},
     {"cli", "hydra"},

@@ -189,7 +189,7 @@ def test_pad_mode_flags_repeats_and_loses_nothing(cohort: Cohort) -> None:
 def test_units_are_read_once(cohort: Cohort) -> None:
     made = loader(cohort)
     list(made)
-    cache = made.patches._blocks()
+    cache = made.patches.blocks()
     assert cache.reads == len(made.patches.plan.units)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,15 @@ def collate_samples(samples: Sequence[Any]) -> Any:
     ``MetaTensor`` become plain tensors.
     """
     return collate(list(samples), collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})  # type: ignore[no-untyped-call]
+
+
+def bytes_of(batch: Any) -> int:
+    """Bytes of the tensors in a batch, however nested."""
+    if isinstance(batch, torch.Tensor):
+        return batch.nbytes
+    if isinstance(batch, Mapping):
+        return sum(map(bytes_of, batch.values()))
+    return sum(map(bytes_of, batch)) if isinstance(batch, (list, tuple)) else 0
 
 
 def _stack(

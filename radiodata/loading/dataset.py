@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from radiodata.geometry import shape3
+from radiodata.errors import ConfigError, SampleError, is_system_error
+from radiodata.geometry import box
 from radiodata.loading.aligned import align
-from radiodata.loading.blocks import BlockCache, UnitReader
+from radiodata.loading.cache import BlockCache
+from radiodata.loading.failures import Failures, OnError
+from radiodata.loading.reading import UnitReader
 from radiodata.loading.sample import Sample, make_sample
-from radiodata.loading.transforms import apply
+from radiodata.loading.stats import Stats
+from radiodata.loading.transforms import KeyedTransform
 from radiodata.sampling import Plan, Slot, Uniform
+from radiodata.sampling.explain import crop_bytes
+from radiodata.sampling.permutation import hash_ints
 from radiodata.store import ReadConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from radiodata.geometry import Shape3
-    from radiodata.loading.blocks import Crop, UnitKey
+    from radiodata.loading.aligned import Keys
+    from radiodata.loading.cache import UnitKey
+    from radiodata.loading.reading import Crop
+    from radiodata.loading.tables import TableTarget
     from radiodata.sampling import Policy
     from radiodata.store import Cohort
+
+
+_SKIPPED = object()
 
 
 class PatchDataset(IterableDataset[Sample]):
@@ -41,11 +54,15 @@ class PatchDataset(IterableDataset[Sample]):
     ``affine``                of the crop, voxel to world mm; float64 ``(4, 4)``
     ``spacing``               mm; float64 ``(3,)``
     ``obs_subject_id``        str; and ``obs_id`` of the first key's volume
+    ``shape``                 of the volume, in voxels; int64 ``(3,)``
     ``box``                   of the crop in its volume, start and stop; int64 ``(3, 2)``
     ``valid``                 part of the crop that is real where the volume is smaller; int64 ``(3, 2)``
     ``is_padding``            bool: a repeat that only fills the last batch (``mode="pad"``)
     ``key``                   int: seeds all that is random about this sample
     ========================  ===========================================================================
+
+    With ``Slices`` images are ``(channel * slices, a, b)`` and labels ``(channel, a, b)``; with ``Frames``
+    ``frame`` is the first of the channels. Each of `targets` gives a field of its own.
 
     Iterating gives this rank's and this worker's samples of the current ``epoch``; ``PatchLoader`` does
     more (resuming, prefetching).
@@ -55,9 +72,10 @@ class PatchDataset(IterableDataset[Sample]):
     cohort
         The cohort, or a part of it.
     keys
-        Sample key to collection: ``{"image": "CT", "label": "seg"}``. The first sets the grid.
+        Sample key to collection: ``{"image": "CT", "label": "seg"}``, or to several whose channels are stacked:
+        ``{"image": ["T1w", "FLAIR"]}``. The first sets the grid.
     patch_size
-        Crop shape in voxels: one int or three.
+        Crop shape in voxels: one int or three (``Slices``: two); none for ``Whole``.
     policy
         Where crops fall.
     batch_size
@@ -72,10 +90,24 @@ class PatchDataset(IterableDataset[Sample]):
         Worker counts that divide this number read nothing twice (Wc).
     mode
         ``"drop"`` or ``"pad"`` the last batch.
+    steps
+        Batches of an epoch, whatever the number of crops; see ``Plan``.
+    order
+        ``"lanes"``, or ``"sequential"``: volume by volume, for inference.
     seed
         Chooses crops, order, and what transforms draw.
+    targets
+        Sample key to a column of `obs_meta` or `obs` (see ``TableTarget``): ``{"age": "age"}``.
     transform
-        Called on every sample, with randomness seeded by its key; MONAI dict transforms apply as they are.
+        Called on every sample, or a list of transforms, one after another; their randomness is keyed by the
+        sample (see ``KeyedTransform``). MONAI dict transforms apply as they are, TorchIO's through ``TorchIO``.
+    on_error
+        What happens when a sample cannot be read or transformed: ``"raise"``; ``"replace"`` by a crop drawn
+        for it, the same on any topology; ``"skip"``, which makes the batch smaller and needs `steps`.
+    max_errors
+        Samples that may fail one after another, in each process.
+    check_affines
+        Refuse volumes of a subject that do not lie in one place.
     cache_bytes
         Bound on read but undelivered crops, each process.
     read
@@ -90,9 +122,9 @@ class PatchDataset(IterableDataset[Sample]):
     def __init__(
         self,
         cohort: Cohort,
-        keys: Mapping[str, str],
+        keys: Keys,
         *,
-        patch_size: int | Sequence[int],
+        patch_size: int | Sequence[int] | None = None,
         policy: Policy | None = None,
         batch_size: int = 1,
         crops_per_volume: int = 16,
@@ -100,27 +132,40 @@ class PatchDataset(IterableDataset[Sample]):
         cell_tiles: int | None = None,
         canonical_workers: int = 8,
         mode: Literal["drop", "pad"] = "drop",
+        steps: int | None = None,
+        order: Literal["lanes", "sequential"] = "lanes",
         seed: int = 0,
-        transform: Callable[[Sample], Any] | None = None,
+        targets: Mapping[str, str | Mapping[str, Any] | TableTarget] | None = None,
+        transform: Callable[[Sample], Any] | Sequence[Callable[[Sample], Any]] | None = None,
+        on_error: OnError = "raise",
+        max_errors: int = 16,
+        check_affines: bool = True,
         cache_bytes: int = 1 << 30,
         read: ReadConfig | None = None,
     ) -> None:
         super().__init__()
-        self._aligned = align(cohort, keys)
-        self.transform = transform
+        policy = policy or Uniform()
+        self._aligned = align(cohort, keys, policy.needs(), targets=targets, check_affines=check_affines)
+        self._transform = None if transform is None else KeyedTransform(transform)
         self.cache_bytes = cache_bytes
         self.epoch = 0
-        self._reader = UnitReader(self._aligned.keys, shape3(patch_size, "patch_size"), read or ReadConfig(threads=1))
+        self.stats = Stats()
+        self._failures = Failures(on_error, max_errors, self.stats)
+        if on_error == "skip" and steps is None:
+            raise ConfigError("on_error='skip' makes batches smaller: give steps=N, or use on_error='replace'")
+        self._reader = UnitReader(self._aligned.keys, read or ReadConfig(threads=1))
         self.plan = Plan(
             self._aligned.volumes,
-            policy or Uniform(),
-            self._reader.patch,
+            policy,
+            patch_size,
             batch_size,
             crops_per_volume=crops_per_volume,
             crops_per_unit=crops_per_unit,
             cell_tiles=cell_tiles or default_cell_tiles(self._aligned.volumes.tile),
             workers=canonical_workers,
             mode=mode,
+            steps=steps,
+            order=order,
             seed=seed,
         )
         self._cache: BlockCache | None = None
@@ -146,34 +191,102 @@ class PatchDataset(IterableDataset[Sample]):
         for step in range(worker, len(self.plan), workers):
             yield from self.samples(self.plan.rank_batch(self.epoch, step, rank, world))
 
-    def samples(self, slots: Sequence[Slot]) -> list[Sample]:
-        """Samples of some slots of a batch, transformed."""
-        return [self._finished(slot) for slot in slots]
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of the voxels of a sample; of the largest, where volumes come whole."""
+        volumes = self._aligned.volumes
+        if self.plan.patch is None:
+            return int(volumes.shapes.prod(axis=1).max()) * sum(volumes.voxel_bytes.values())
+        return int(crop_bytes(self.plan, self.plan.unit(0, 0)))
 
-    def prefetch(self, slot: Slot) -> None:
-        """Read what a slot of a coming batch needs."""
-        self._blocks().prefetch((slot.epoch, slot.unit), slot.crop)
+    def unit_bytes(self, key: UnitKey) -> int:
+        """Bytes of the crops of a unit, known before it is read."""
+        if self.plan.patch is not None:
+            return self._crop_bytes * self.plan.units.crops
+        volume = self.plan.units.volume_of(key[0], key[1])
+        return int(self._aligned.volumes.shapes[volume].prod()) * sum(self._aligned.volumes.voxel_bytes.values())
+
+    def describe_unit(self, key: UnitKey) -> str:
+        """What a unit reads, for a report on one that takes too long."""
+        unit = self.plan.unit(*key)
+        inside = ", ".join(f"{low}:{high}" for low, high in unit.region.tolist())
+        obs_id, subject = self._aligned.obs_ids[unit.volume], self._aligned.volumes.subjects[unit.volume]
+        return f"[{inside}] of volume {obs_id!r} (subject {subject!r})"
+
+    @cached_property
+    def _crop_bytes(self) -> int:
+        return self.sample_bytes
+
+    def samples(self, slots: Sequence[Slot]) -> list[Sample]:
+        """Samples of some slots of a batch, transformed; fewer where some were skipped.
+
+        Raises
+        ------
+        SampleError
+            When a sample cannot be made, and `on_error` does not say otherwise; when all of them were skipped.
+        TooManyErrors
+            When more than `max_errors` failed one after another.
+        """
+        made = [self._finished(slot) for slot in slots]
+        kept = [sample for sample in made if sample is not _SKIPPED]
+        if slots and not kept:
+            raise self._error(slots[0], None, "read", "all samples of its batch were skipped, so there is no batch")
+        return kept
 
     def _finished(self, slot: Slot) -> Any:
-        crop = self._blocks().take((slot.epoch, slot.unit), slot.crop)
-        sample = make_sample(
-            self._aligned,
-            crop.volume,
-            crop.start,
-            self.plan.patch,
-            crop.voxels,
-            key=slot.key,
-            padding=slot.padding,
-        )
-        return sample if self.transform is None else apply(self.transform, sample, slot.key)
+        attempt = 0
+        while True:
+            try:
+                sample = self._attempt(slot, attempt)
+            except SampleError as error:
+                self._failures.failed(error)
+                if self._failures.on_error == "skip":
+                    return _SKIPPED
+                attempt += 1
+            else:
+                self._failures.succeeded()
+                return sample
 
-    def _blocks(self) -> BlockCache:
+    def _attempt(self, slot: Slot, attempt: int) -> Any:
+        """Make a sample, or raise what went wrong as an error that names it."""
+        unit: UnitKey = (slot.epoch, slot.unit, attempt) if attempt else (slot.epoch, slot.unit)
+        key = hash_ints(slot.key, attempt) if attempt else slot.key
+        crop, stage = None, "read"
+        try:
+            crop = self.blocks().take(unit, slot.crop)
+            sample = make_sample(self._aligned, crop, key=key, padding=slot.padding)
+            if self._transform is None:
+                return sample
+            stage = "transform"
+            with self.stats.timed("transform"):
+                return self._transform(sample, key)
+        except Exception as error:
+            if is_system_error(error):
+                raise
+            raise self._error(slot, crop, stage, f"{type(error).__name__}: {error}", attempt) from error
+
+    def _error(self, slot: Slot, crop: Crop | None, stage: str, why: str, attempt: int = 0) -> SampleError:
+        if crop is None:
+            unit = self.plan.unit(slot.epoch, slot.unit, attempt)
+            volume, start, shape = unit.volume, unit.starts[slot.crop], unit.patch
+        else:
+            volume, start, shape = crop.volume, crop.start, crop.shape
+        where = box(start, start + shape).tolist()
+        return SampleError(self._aligned.obs_ids[volume], self._aligned.volumes.subjects[volume], where, stage, why)
+
+    def blocks(self) -> BlockCache:
+        """Give the cache of this process."""
         if self._cache is None or self._cache_pid != os.getpid():  # a forked worker's cache is its own
-            self._cache, self._cache_pid = BlockCache(self._read_unit, self.cache_bytes), os.getpid()
+            self._cache, self._cache_pid = BlockCache(self._read_unit, self.cache_bytes, self.unit_bytes), os.getpid()
         return self._cache
 
     def _read_unit(self, key: UnitKey) -> list[Crop]:
-        return self._reader.read(self.plan.unit(*key))
+        unit = self.plan.unit(*key)
+        with self.stats.timed("read"):
+            crops, nbytes = self._reader.read(unit)
+        self.stats.count("units_read")
+        self.stats.count("bytes_read", nbytes)
+        return crops
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}

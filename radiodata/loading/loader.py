@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
 from radiodata.errors import ConfigError, StateMismatchError
-from radiodata.loading.collate import collate_samples
+from radiodata.loading.collate import bytes_of, collate_samples
 from radiodata.loading.dataset import current_rank, current_world
+from radiodata.loading.estimate import Estimate, estimate
+from radiodata.loading.stats import LoaderStats, Stats
 from radiodata.loading.transport import make_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from radiodata.loading.cache import BlockCache, UnitKey
     from radiodata.loading.dataset import PatchDataset
+    from radiodata.loading.readahead import Read
     from radiodata.loading.transport import At, Batch
+    from radiodata.sampling import Slot
 
 STATE_VERSION = 1
 
@@ -27,12 +32,38 @@ class _PatchBatches:
         self._dataset, self._rank, self._world, self._collate = dataset, rank, world, collate
 
     def __getitem__(self, at: At) -> Batch:
-        return self._collate(self._dataset.samples(self._dataset.plan.rank_batch(*at, self._rank, self._world)))
+        blocks = self.blocks()
+        hits = blocks.hits
+        samples = self._dataset.samples(self._slots(at))
+        with self.stats.timed("collate"):
+            batch = self._collate(samples)
+        self.stats.count("hits", blocks.hits - hits)
+        return batch
 
-    def reads(self, at: At) -> list[Callable[[], None]]:
-        """Reads that the batch needs."""
-        slots = self._dataset.plan.rank_batch(*at, self._rank, self._world)
-        return [partial(self._dataset.prefetch, slot) for slot in slots]
+    @property
+    def stats(self) -> Stats:
+        """Recorder of this process."""
+        return self._dataset.stats
+
+    @property
+    def spread(self) -> int:
+        """Steps of an epoch over which the crops of one unit are spread."""
+        return self._dataset.plan.units.crops * self._dataset.plan.workers
+
+    def reads(self, at: At) -> list[Read]:
+        """Units, and crops of them, that the batch takes."""
+        return [((slot.epoch, slot.unit), slot.crop) for slot in self._slots(at)]
+
+    def blocks(self) -> BlockCache:
+        """Give the cache of this process."""
+        return self._dataset.blocks()
+
+    def describe(self, key: UnitKey) -> str:
+        """Say which volume and box a unit is."""
+        return f"unit {key[1]}: {self._dataset.describe_unit(key)}"
+
+    def _slots(self, at: At) -> list[Slot]:
+        return self._dataset.plan.rank_batch(*at, self._rank, self._world)
 
 
 class PatchLoader:
@@ -52,11 +83,12 @@ class PatchLoader:
     batch_size
         Global batch: over all ranks together; a multiple of the number of ranks.
     num_workers
-        Worker processes; 0 reads ahead in threads of this process.
+        Worker processes; 0 makes batches in this one.
     prefetch
-        Batches made ahead by each worker, or read ahead by the threads.
+        Batches made ahead by each worker.
     threads
-        Threads that read ahead when ``num_workers=0``.
+        Threads that read ahead, in each process that reads, as far as the dataset's `cache_bytes` allow; with 0,
+        a batch's reads are done one after another when it is made.
     rank, world_size
         This process among those that train together; by default what ``torch.distributed`` says.
     multiprocessing_context
@@ -65,6 +97,8 @@ class PatchLoader:
         Put batches into page-locked memory, for a quicker copy to the GPU.
     collate_fn
         Makes a batch of samples.
+    timeout
+        Seconds that a batch may take before the loader gives up and says what hangs; None waits for ever.
     on_mismatch
         What ``load_state_dict`` does with the state of another plan: refuse it, or begin its epoch anew.
 
@@ -72,6 +106,11 @@ class PatchLoader:
     ------
     ConfigError
         When the ranks do not divide the batch, or a number is out of range.
+
+    Warns
+    -----
+    UserWarning
+        When the loader may need more memory than there is (see ``estimate``).
     """
 
     def __init__(
@@ -87,6 +126,7 @@ class PatchLoader:
         multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
         pin_memory: bool = False,
         collate_fn: Callable[[list[Any]], Batch] = collate_samples,
+        timeout: float | None = 300.0,
         on_mismatch: Literal["error", "restart_epoch"] = "error",
     ) -> None:
         self.patches = dataset  # not `dataset`: Lightning would warn of an IterableDataset with a length
@@ -103,7 +143,20 @@ class PatchLoader:
         _warn_of_rereads(dataset, num_workers)
         self._on_mismatch = on_mismatch
         source = _PatchBatches(dataset, self.rank, self.world_size, collate_fn)
-        self._transport = make_transport(source, num_workers, prefetch, threads, multiprocessing_context, pin_memory)
+        self._stats = Stats()
+        self._transport = make_transport(
+            source,
+            num_workers,
+            prefetch,
+            threads,
+            multiprocessing_context,
+            pin_memory,
+            timeout=timeout,
+            cache_bytes=dataset.cache_bytes,
+            stats=self._stats,
+        )
+        self._shape = (num_workers, prefetch, pin_memory)
+        self.estimate().warn()
         self._epoch, self._step, self._fresh = dataset.epoch, 0, True
 
     @property
@@ -121,9 +174,36 @@ class PatchLoader:
         return self._batches(self._epoch, self._step)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        for step, batch in enumerate(self._transport.iterate(epoch, start, len(self)), start + 1):
-            self._epoch, self._step, self._fresh = epoch, step, False
-            yield batch
+        with closing(self._transport.iterate(epoch, start, len(self))) as batches:
+            for step in range(start, len(self)):
+                with self._stats.timed("wait"):
+                    batch = next(batches)
+                self._stats.merge({"batches": 1, "bytes_delivered": bytes_of(batch)})
+                self._epoch, self._step, self._fresh = epoch, step + 1, False
+                yield batch
+                del batch
+
+    def stats(self) -> LoaderStats:
+        """What the loader did so far, and what it spent its time on; ``print(loader.stats())`` is a table."""
+        return self._stats.report()
+
+    def estimate(self) -> Estimate:
+        """Memory that the loader will need, beside what there is; ``print(loader.estimate())`` is a table."""
+        workers, prefetch, pin = self._shape
+        share = self.batch_size // self.world_size
+        return estimate(
+            sample_bytes=self.patches.sample_bytes,
+            samples=share,
+            batches=len(self),
+            cache_bytes=self.patches.cache_bytes,
+            workers=workers,
+            prefetch=prefetch,
+            pin_memory=pin,
+        )
+
+    def close(self) -> None:
+        """End the workers now, rather than when the loader goes or the program ends; ``iter()`` starts others."""
+        self._transport.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch` with the next ``iter()``."""

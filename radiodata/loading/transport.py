@@ -1,124 +1,257 @@
-"""How batches travel: made ahead by worker processes, or read ahead by threads in this one."""
+"""How batches travel: made ahead by worker processes, or in this process from what its threads read ahead."""
 
 from __future__ import annotations
 
-import signal
-import warnings
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import atexit
+import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data._utils import pin_memory as pinning
-
-from radiodata.errors import ConfigError
+from radiodata.errors import ConfigError, WorkerHungError
+from radiodata.loading.pinning import can_pin, pinned
+from radiodata.loading.readahead import ReadAhead, Turn
+from radiodata.loading.stats import Stats
+from radiodata.loading.watch import Settings
+from radiodata.loading.workers import Team
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import threading
+    from collections.abc import Generator, Sequence
+
+    from radiodata.loading.cache import BlockCache, UnitKey
+    from radiodata.loading.readahead import Read
+    from radiodata.loading.worker import Answer
+    from radiodata.loading.workers import Worker
 
 Batch: TypeAlias = "dict[str, Any]"
 At: TypeAlias = "tuple[int, int]"
 """Epoch and step."""
 
+_GLANCE = 1.0
+"""Seconds between looks at what cannot be waited for."""
+
+_STARTING = 60.0
+"""Seconds that a worker may take to start, at least: it imports torch, perhaps from a slow disk."""
+
 
 class BatchSource(Protocol):
     """Makes any batch on request; picklable, since worker processes get one each."""
 
+    @property
+    def stats(self) -> Stats:
+        """Recorder of the process that it is in."""
+
+    @property
+    def spread(self) -> int:
+        """Steps of an epoch over which the crops of one unit are spread."""
+
     def __getitem__(self, at: At) -> Batch:
         """Make the batch of an (epoch, step)."""
 
-    def reads(self, at: At) -> list[Callable[[], None]]:
-        """Reads that the batch of an (epoch, step) needs, each to be done ahead in any thread."""
+    def reads(self, at: At) -> Sequence[Read]:
+        """Units, and crops of them, that the batch of an (epoch, step) takes."""
+
+    def blocks(self) -> BlockCache | None:
+        """Give this process's cache that units are read into; None where nothing is read ahead."""
+
+    def describe(self, key: UnitKey) -> str:
+        """Say what a unit is, for an error."""
 
 
 class Transport(Protocol):
     """Gives the batches of consecutive steps, in order."""
 
-    def iterate(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
+    def iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps ``start`` to ``stop - 1`` of an epoch."""
 
-
-class _Steps(Sampler[At]):
-    """Tells workers, by the index itself, which epoch and step to make: they share no state."""
-
-    def __init__(self) -> None:
-        self.span = (0, 0, 0)
-
-    def __iter__(self) -> Iterator[At]:
-        epoch, start, stop = self.span
-        return ((epoch, step) for step in range(start, stop))
-
-    def __len__(self) -> int:
-        return self.span[2] - self.span[1]
+    def close(self) -> None:
+        """End what runs in the background; a later ``iterate`` begins it again."""
 
 
 class WorkerTransport:
-    """Worker processes make whole batches; they stay for all epochs and keep what they have read."""
+    """Worker processes make whole batches; they stay for all epochs and keep what they have read.
+
+    Worker w of W makes the steps ``t % W == w``. Each is asked for `prefetch` batches ahead.
+    """
 
     def __init__(
-        self, source: BatchSource, *, workers: int, prefetch: int, start_method: str | None, pin_memory: bool
+        self,
+        source: BatchSource,
+        settings: Settings,
+        *,
+        threads: int,
+        start_method: str | None,
+        pin_memory: bool,
+        timeout: float | None,
+        stats: Stats,
     ) -> None:
-        self._steps = _Steps()
-        dataset: Dataset[Batch] = source  # type: ignore[assignment]
-        self._loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=self._steps,
-            num_workers=workers,
-            prefetch_factor=prefetch,
-            persistent_workers=True,
-            multiprocessing_context=start_method,
-            pin_memory=pin_memory,
-            worker_init_fn=_leave_interrupts_to_parent,
-            generator=torch.Generator(),  # the default one draws from, and so disturbs, the caller's
-        )
+        self._source, self._settings, self._threads, self._start_method = source, settings, threads, start_method
+        self._pin, self._timeout, self._stats = pin_memory, timeout, stats
+        self._team: Team | None = None
+        self._iteration = 0
+        self._here: dict[int, tuple[Worker, Answer]] = {}
 
-    def iterate(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps ``start`` to ``stop - 1`` of an epoch."""
-        self._steps.span = (epoch, start, stop)
-        with warnings.catch_warnings():
-            # a child of ours never touches the parent's contexts (see store.context): the warning is not for us
-            warnings.filterwarnings("ignore", "TileDB is a multithreading library", UserWarning)
-            return iter(self._loader)
+    def iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
+        """Batches of steps ``start`` to ``stop - 1`` of an epoch.
+
+        Raises
+        ------
+        WorkerDiedError, WorkerHungError
+            When a worker has ended, or a batch has taken longer than the timeout.
+        """
+        if self._team is None:  # before anything is page-locked: a fork must not find a device in use
+            self._team = Team(self._source, self._threads, self._settings, self._start_method, self._stats)
+        if self._pin:
+            return pinned(lambda stopped: self._iterate(epoch, start, stop, stopped), self._stats)
+        return self._iterate(epoch, start, stop, None)
+
+    def close(self) -> None:
+        """End the workers; a later ``iterate`` starts others."""
+        if self._team is not None:
+            self._team.end()
+        self._team = None
+
+    def _iterate(
+        self, epoch: int, start: int, stop: int, stopped: threading.Event | None
+    ) -> Generator[Batch, None, None]:
+        self._iteration += 1
+        mine = self._iteration
+        for worker, answer in self._here.values():
+            worker.inbox.refuse(answer.parcel)
+        self._here.clear()
+        count, asked = self._settings.workers, start
+        for step in range(start, stop):
+            if mine != self._iteration or self._team is None:
+                raise RuntimeError(
+                    "this iterator of the loader was left: another was begun, or the loader closed. Use one at a time"
+                )
+            while asked < min(stop, step + count * self._settings.prefetch):
+                self._team.workers[asked % count].send(mine, Turn(epoch, asked, stop, count))
+                asked += 1
+            got = self._wait_for(self._team, epoch, step, stopped)
+            if got is None:
+                return
+            with self._stats.timed("transfer"):
+                batch = got[0].open(got[1])
+            yield batch
+            del batch
+
+    def _wait_for(
+        self, team: Team, epoch: int, step: int, stopped: threading.Event | None
+    ) -> tuple[Worker, Answer] | None:
+        begun = time.monotonic()
+        while step not in self._here:
+            ready = team.workers[step % self._settings.workers].ready_at
+            waited = time.monotonic() - max(begun, ready)
+            patience = self._timeout if self._timeout is None or ready else max(self._timeout, _STARTING)
+            if patience is not None and waited > patience:
+                error = team.hung(step, epoch, patience)
+                self.close()
+                raise error
+            try:
+                answers = team.receive(min(_GLANCE, max(0.0, (patience or _GLANCE) - waited) + 0.01))
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    self.close()
+                raise
+            for worker, answer in answers:
+                if answer.iteration == self._iteration:
+                    self._here[answer.step] = (worker, answer)
+                else:
+                    worker.inbox.refuse(answer.parcel)
+            if stopped is not None and stopped.is_set():
+                return None
+        return self._here.pop(step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_team": None, "_here": {}}
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: the parent decides, and stops its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class ThreadTransport:
+class LocalTransport:
     """Threads of this process read ahead; transforms and collation run where the batch is asked for."""
 
-    def __init__(self, source: BatchSource, *, threads: int, prefetch: int, pin_memory: bool) -> None:
-        self._source, self._threads, self._prefetch, self._pin = source, threads, prefetch, pin_memory
+    def __init__(
+        self, source: BatchSource, *, threads: int, pin_memory: bool, timeout: float | None, stats: Stats
+    ) -> None:
+        self._source, self._threads, self._pin, self._timeout = source, threads, pin_memory, timeout
+        self._stats = stats
 
-    def iterate(self, epoch: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of steps ``start`` to ``stop - 1`` of an epoch."""
-        ahead: deque[list[Future[None]]] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="radiodata-prefetch")
+    def iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
+        """Batches of steps ``start`` to ``stop - 1`` of an epoch.
+
+        Raises
+        ------
+        WorkerHungError
+            When a read has taken longer than the timeout.
+        """
+        if self._pin:
+            return pinned(lambda stopped: self._iterate(epoch, start, stop), self._stats)
+        return self._iterate(epoch, start, stop)
+
+    def close(self) -> None:
+        """Nothing: threads end with their iterator."""
+
+    def _iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
+        source, blocks = self._source, self._source.blocks() if self._threads else None
+        ahead = None if blocks is None else ReadAhead(blocks, source.reads, source.spread, self._threads)
+        if ahead is not None:
+            atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
+        patience = 5.0
         try:
             for step in range(start, stop):
-                while len(ahead) < self._prefetch and step + len(ahead) < stop:
-                    reads = self._source.reads((epoch, step + len(ahead)))
-                    ahead.append([pool.submit(read) for read in reads])
-                # what has not begun is read below, where a failure is raised too
-                wait([read for read in ahead.popleft() if not read.cancel()])
-                batch = self._source[epoch, step]
-                yield pinning.pin_memory(batch) if self._pin else batch  # type: ignore[no-untyped-call]
+                if ahead is not None:
+                    ahead.advance(Turn(epoch, step, stop, 1))
+                    slow = ahead.wait(self._timeout)
+                    if slow is not None:
+                        patience = 0.0
+                        raise self._hung(slow, epoch, step)
+                batch = source[epoch, step]
+                if ahead is not None:
+                    ahead.go_on()
+                self._stats.merge(source.stats.take())
+                yield batch
+                del batch
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            if ahead is not None:
+                atexit.unregister(ahead.close)
+                ahead.close(patience)
+
+    def _hung(self, key: UnitKey, epoch: int, step: int) -> WorkerHungError:
+        return WorkerHungError(
+            f"reading {self._source.describe(key)} for epoch {epoch}, step {step} has taken more than "
+            f"{self._timeout:g} s. If a read may take so long, raise `timeout` (None waits for ever); else look at the "
+            "storage.",
+            epoch=epoch,
+            step=step,
+        )
 
 
 def make_transport(
-    source: BatchSource, workers: int, prefetch: int, threads: int, start_method: str | None, pin_memory: bool
-) -> Transport:
+    source: BatchSource,
+    workers: int,
+    prefetch: int,
+    threads: int,
+    start_method: str | None,
+    pin_memory: bool,
+    *,
+    timeout: float | None = 300.0,
+    cache_bytes: int = 0,
+    stats: Stats | None = None,
+) -> WorkerTransport | LocalTransport:
     """Worker processes, or threads where there are none."""
-    if workers < 0 or prefetch < 1 or threads < 1:
-        raise ConfigError(f"num_workers={workers}, prefetch={prefetch}, threads={threads}: at least 0, 1 and 1")
+    if workers < 0 or prefetch < 1 or threads < 0:
+        raise ConfigError(f"num_workers={workers}, prefetch={prefetch}, threads={threads}: at least 0, 1 and 0")
+    if timeout is not None and timeout <= 0:
+        raise ConfigError(f"timeout={timeout}: seconds, more than 0; or None to wait for ever")
+    stats, pin = stats or Stats(), pin_memory and can_pin()
     if workers:
+        settings = Settings(workers, prefetch, cache_bytes)
         return WorkerTransport(
-            source, workers=workers, prefetch=prefetch, start_method=start_method, pin_memory=pin_memory
+            source,
+            settings,
+            threads=threads,
+            start_method=start_method,
+            pin_memory=pin,
+            timeout=timeout,
+            stats=stats,
         )
-    return ThreadTransport(source, threads=threads, prefetch=prefetch, pin_memory=pin_memory)
+    return LocalTransport(source, threads=threads, pin_memory=pin, timeout=timeout, stats=stats)

@@ -3,23 +3,51 @@
 Pure: numbers in, numbers out. Nothing here opens a store or reads a voxel.
 """
 
+from radiodata.sampling.advise import Advice, Costs, advise
+from radiodata.sampling.explain import Explanation
+from radiodata.sampling.grid import grid_starts
 from radiodata.sampling.plan import Plan, Slot
-from radiodata.sampling.policies import Foreground, Policy, Uniform
+from radiodata.sampling.policies import (
+    Balanced,
+    Foreground,
+    Frames,
+    Grid,
+    MinForeground,
+    Policy,
+    Slices,
+    Uniform,
+    Weighted,
+    Whole,
+)
 from radiodata.sampling.split import Column, Fractions, KFold, Split
 from radiodata.sampling.units import Unit
-from radiodata.sampling.volumes import LabelIndex, Volumes
+from radiodata.sampling.volumes import LabelIndex, Needs, TileIndex, Volumes
 
 __all__ = [
+    "Advice",
+    "Balanced",
     "Column",
+    "Costs",
+    "Explanation",
     "Foreground",
     "Fractions",
+    "Frames",
+    "Grid",
     "KFold",
     "LabelIndex",
+    "MinForeground",
+    "Needs",
     "Plan",
     "Policy",
+    "Slices",
     "Slot",
     "Split",
+    "TileIndex",
     "Uniform",
     "Unit",
     "Volumes",
+    "Weighted",
+    "Whole",
+    "advise",
+    "grid_starts",
 ]

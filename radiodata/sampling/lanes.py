@@ -70,8 +70,13 @@ class LanePlan:
 
     @property
     def rounds(self) -> int:
-        """Units that each lane gets whole."""
-        return self.units // self.lanes
+        """Units that each lane gets whole.
+
+        Where fewer than G units would be left over, the last round joins them: dealt crop by crop, so few
+        could not fill a batch without two crops of one unit.
+        """
+        rounds, left = divmod(self.units, self.lanes)
+        return rounds - 1 if rounds and 0 < left < self.batch else rounds
 
     @property
     def main_steps(self) -> int:
@@ -114,6 +119,39 @@ class LanePlan:
         wrapped = at % total
         positions = self.rounds * self.lanes + wrapped % self.tail_units
         return positions, wrapped // self.tail_units, at >= total
+
+
+@dataclass(frozen=True)
+class SequentialPlan:
+    """Crops in their own order, volume by volume: for inference, where a volume should be done soon.
+
+    Parameters
+    ----------
+    total
+        Crops in an epoch.
+    batch
+        Global batch (G).
+    mode
+        As for ``LanePlan``.
+    """
+
+    total: int
+    batch: int
+    mode: Literal["drop", "pad"] = "pad"
+
+    def __post_init__(self) -> None:
+        if len(self) == 0:
+            raise PlanError(f"an epoch has {self.total} crops, fewer than one batch of {self.batch}: use mode='pad'")
+
+    def __len__(self) -> int:
+        return self.total // self.batch if self.mode == "drop" else -(-self.total // self.batch)
+
+    def crops_at(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Numbers of the crops of a batch, int64, and whether they only fill it, bool; shape ``(G,)``."""
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} is outside an epoch of {len(self)} steps")
+        at = step * self.batch + np.arange(self.batch)
+        return at % self.total, at >= self.total
 
 
 def fit_groups(units: int, batch: int, wanted: int) -> int:

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from radiodata.errors import ConfigError, PlanError
-from radiodata.sampling.lanes import LanePlan, fit_groups
+from radiodata.sampling.lanes import LanePlan, SequentialPlan, fit_groups
 from radiodata.sampling.permutation import Permutation, hash_ints
-from radiodata.sampling.units import Unit, UnitPlanner
+from radiodata.sampling.policies import UnitSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
     from radiodata.geometry import Shape3
+    from radiodata.sampling.explain import Explanation
     from radiodata.sampling.policies import Policy
+    from radiodata.sampling.units import Planner, Unit
     from radiodata.sampling.volumes import Volumes
 
 
@@ -28,7 +34,7 @@ class Slot:
     Attributes
     ----------
     epoch, unit, crop
-        Which crop of which unit.
+        Which crop of which unit of which pass over the crops (the epoch, unless a plan has `steps`).
     sample
         Id of the crop in the epoch, the same in any order.
     key
@@ -51,12 +57,14 @@ class Plan:
 
     Parameters
     ----------
-    volumes, policy, patch
-        What is sampled, how, and the crop's shape in voxels.
+    volumes, policy
+        What is sampled, and how.
+    patch_size
+        Crop's shape in voxels, as the policy takes it: one int or three (``Slices``: two); None for ``Whole``.
     batch
         Global batch (over all ranks).
     crops_per_volume
-        Crops of each volume in an epoch, a multiple of `crops_per_unit`.
+        Crops of each volume in an epoch, a multiple of `crops_per_unit`; on average, where volumes have weights.
     crops_per_unit
         Crops that share one read (m); 1 turns sharing off.
     cell_tiles
@@ -64,7 +72,14 @@ class Plan:
     workers
         Canonical workers (Wc): a loader's worker count should divide it.
     mode
-        ``"drop"`` or ``"pad"``; see ``LanePlan``.
+        ``"drop"`` leaves out the last, incomplete batch of an epoch; ``"pad"`` fills it with repeats that are
+        flagged.
+    steps
+        Make every epoch this many batches of an endless stream of passes over the crops, whatever their number:
+        one epoch goes on where the last one ended.
+    order
+        ``"lanes"`` mixes the crops of many volumes (see ``LanePlan``); ``"sequential"`` gives them volume by
+        volume, unshuffled.
     seed
         Chooses order and crops.
 
@@ -76,21 +91,36 @@ class Plan:
 
     volumes: Volumes
     policy: Policy
-    patch: Shape3
+    patch_size: int | Sequence[int] | None
     batch: int
     crops_per_volume: int = 16
     crops_per_unit: int = 8
     cell_tiles: int = 1
     workers: int = 8
     mode: Literal["drop", "pad"] = "drop"
+    steps: int | None = None
+    order: Literal["lanes", "sequential"] = "lanes"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        if not len(self.volumes):
+            raise PlanError("there is no volume to sample from: the cohort, or this part of the split, is empty")
+        if not len(self.units):
+            raise PlanError("an epoch has no crop: raise crops_per_volume")
+        self.pass_steps()
+
+    def _check_numbers(self) -> None:
         for name in ("batch", "crops_per_volume", "crops_per_unit", "cell_tiles", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.mode not in ("drop", "pad"):
-            raise ConfigError(f"mode must be 'drop' or 'pad', not {self.mode!r}")
+        if self.steps is not None and (self.steps < 1 or self.mode != "drop"):
+            raise ConfigError(f"steps={self.steps}, mode={self.mode!r}: give at least 1 step, and leave mode alone")
+        if self.mode not in ("drop", "pad") or self.order not in ("lanes", "sequential"):
+            raise ConfigError(
+                f"mode must be 'drop' or 'pad' (or give steps=N), order 'lanes' or 'sequential'; not {self.mode!r} and "
+                f"{self.order!r}"
+            )
         if self.crops_per_volume % self.crops_per_unit:
             near = self.crops_per_volume // self.crops_per_unit * self.crops_per_unit
             legal = [n for n in (near, near + self.crops_per_unit) if n]
@@ -98,37 +128,63 @@ class Plan:
                 f"crops_per_volume ({self.crops_per_volume}) must be a multiple of crops_per_unit "
                 f"({self.crops_per_unit}), such as {' or '.join(map(str, legal))}"
             )
-        if not len(self.volumes):
-            raise PlanError("there is no volume to sample from: the cohort, or this part of the split, is empty")
-        self.policy.check(self.volumes)
-        len(self.lanes)
 
     @cached_property
-    def units(self) -> UnitPlanner:
+    def patch(self) -> Shape3 | None:
+        """Crop's shape in voxels ``(x, y, z)``; None where it is the volume's own."""
+        return self.policy.patch(self.volumes, self.patch_size)
+
+    @cached_property
+    def units(self) -> Planner:
         """What draws the units."""
-        per_volume = self.crops_per_volume // self.crops_per_unit
-        return UnitPlanner(
-            self.volumes, self.policy, self.patch, self.crops_per_unit, self.cell_tiles, per_volume, self.seed
+        settings = UnitSettings(
+            crops=self.crops_per_unit,
+            cell_tiles=self.cell_tiles,
+            per_volume=self.crops_per_volume // self.crops_per_unit,
+            seed=self.seed,
+            fill=self.order == "lanes",
         )
+        return self.policy.planner(self.volumes, self.patch, settings)
 
     @cached_property
     def lanes(self) -> LanePlan:
-        """What orders the units."""
+        """What orders the units of a pass."""
         groups = fit_groups(len(self.units), self.batch, self.workers)
-        return LanePlan(len(self.units), self.crops_per_unit, self.batch, groups, self.mode)
+        return LanePlan(len(self.units), self.units.crops, self.batch, groups, self.mode)
+
+    @cached_property
+    def _sequence(self) -> SequentialPlan:
+        return SequentialPlan(self.units.total, self.batch, self.mode)
+
+    def pass_steps(self) -> int:
+        """Batches in one pass over the crops; an epoch, unless `steps` says otherwise."""
+        return len(self.lanes) if self.order == "lanes" else len(self._sequence)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self.lanes)
+        return self.pass_steps() if self.steps is None else self.steps
 
     def batch_at(self, epoch: int, step: int) -> list[Slot]:
         """Global batch number `step` of an epoch."""
-        positions, crops, padding = self.lanes.batch_at(step)
-        units = self._order(epoch)(positions)
-        samples = units * self.crops_per_unit + crops
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} is outside an epoch of {len(self)} steps")
+        if self.steps is not None:
+            epoch, step = divmod(epoch * self.steps + step, self.pass_steps())
+        units, crops, padding = self._lane_batch(epoch, step) if self.order == "lanes" else self._next(step)
+        samples = units * self.units.crops + crops
         keys = (hash_ints(self.seed, epoch, int(s)) for s in samples)
         rows = zip(units.tolist(), crops.tolist(), samples.tolist(), keys, padding.tolist(), strict=True)
         return [Slot(epoch, *row) for row in rows]
+
+    def _lane_batch(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        positions, crops, padding = self.lanes.batch_at(step)
+        units = _permutation(len(self.units), self.seed, epoch)(positions)
+        repeats = [self.units.repeats(u, c) for u, c in zip(units.tolist(), crops.tolist(), strict=True)]
+        return units, crops, padding | np.array(repeats)
+
+    def _next(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        numbers, padding = self._sequence.crops_at(step)
+        return (*self.units.locate(numbers), padding)
 
     def rank_batch(self, epoch: int, step: int, rank: int, world: int) -> list[Slot]:
         """Part of a global batch that belongs to one rank."""
@@ -144,29 +200,43 @@ class Plan:
                 f"{', '.join(map(str, legal))} ranks"
             )
 
-    def unit(self, epoch: int, index: int) -> Unit:
-        """Draw unit number `index` of an epoch."""
-        return self.units.unit(epoch, index)
+    def unit(self, epoch: int, index: int, attempt: int = 0) -> Unit:
+        """Draw unit number `index` of a pass; attempts above 0 are what stands in for one that cannot be read."""
+        return self.units.unit(epoch, index, attempt)
 
-    def _order(self, epoch: int) -> Permutation:
-        return _permutation(len(self.units), self.seed, epoch)
+    def explain(self, *, workers: int = 2, prefetch: int = 4, show: bool = True) -> Explanation:
+        """Tell what an epoch reads and gives, before anything is read; print it, and give it back.
+
+        Parameters
+        ----------
+        workers, prefetch
+            Worker processes, and batches that each makes ahead.
+        show
+            Whether to print it.
+        """
+        from radiodata.sampling.explain import explain
+
+        told = explain(self, workers=workers, prefetch=prefetch)
+        if show:
+            print(told)
+        return told
 
     def describe(self) -> dict[str, Any]:
         """Fields that identify the plan: two plans with the same fields give the same batches."""
-        shapes = np.ascontiguousarray(self.volumes.shapes, np.int64).tobytes()
-        subjects = "\n".join(self.volumes.subjects).encode()
         return {
             **self.policy.describe(),
             "subjects": len(self.volumes),
-            "volumes": hashlib.blake2b(shapes + subjects, digest_size=8).hexdigest(),
+            "volumes": self.volumes.digest,
             "tile": list(self.volumes.tile),
-            "patch": list(self.patch),
+            "patch": None if self.patch is None else list(self.patch),
             "batch": self.batch,
             "crops_per_volume": self.crops_per_volume,
             "crops_per_unit": self.crops_per_unit,
             "cell_tiles": self.cell_tiles,
             "workers": self.workers,
             "mode": self.mode,
+            "steps": self.steps,
+            "order": self.order,
             "seed": self.seed,
         }
 

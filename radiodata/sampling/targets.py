@@ -6,92 +6,202 @@ seen less than the middle. A volume smaller than the patch leaves one start, whi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
+
+from radiodata.errors import PlanError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Ints: TypeAlias = NDArray[np.int64]
+    Floats: TypeAlias = NDArray[np.float64]
+    Mask: TypeAlias = NDArray[np.bool_]
+    Parts: TypeAlias = "tuple[tuple[float, Centres], ...]"
 
-def _no_points() -> NDArray[np.int64]:
-    return np.zeros((0, 3), np.int64)
+_FIRST = 8
+_MOST = 4096
+_PATIENCE = 5
+_TRIES = 200
 
 
-def _no_weights() -> NDArray[np.float64]:
-    return np.zeros(0)
+class Centres(Protocol):
+    """Distribution of crop centres."""
+
+    def within(self, first: Ints, last: Ints) -> tuple[float, Centres]:
+        """Probability of centres in ``first <= centre < last``, and the distribution given that."""
+
+    def draw(self, rng: np.random.Generator, n: int) -> Ints:
+        """`n` centres, int64, shape ``(n, 3)``."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """A box drawn by weight, then a centre uniform in it.
+
+    Parameters
+    ----------
+    low, high
+        First voxel and last + 1 of every box, int64, shape ``(K, 3)``.
+    weights
+        Probabilities, float64, shape ``(K,)``, sum 1.
+    """
+
+    low: Ints
+    high: Ints
+    weights: Floats
+
+    @classmethod
+    def whole(cls, shape: Ints) -> Boxes:
+        """All voxels of a volume, each as likely."""
+        return cls(np.zeros((1, 3), np.int64), np.asarray(shape, np.int64)[None], np.ones(1))
+
+    def within(self, first: Ints, last: Ints) -> tuple[float, Boxes]:
+        """Probability of a part, and the distribution given that part."""
+        low, high = np.maximum(self.low, first), np.minimum(self.high, last)
+        inside = (high > low).all(axis=1)
+        share = np.prod((high - low)[inside] / (self.high - self.low)[inside], axis=1) * self.weights[inside]
+        mass = float(share.sum())
+        return mass, Boxes(low[inside], high[inside], share / mass if mass else share)
+
+    def draw(self, rng: np.random.Generator, n: int) -> Ints:
+        """`n` centres."""
+        chosen = _choose(rng, self.weights, n)
+        return rng.integers(self.low[chosen], self.high[chosen])
+
+
+@dataclass(frozen=True)
+class Points:
+    """Given centres, drawn by weight.
+
+    Parameters
+    ----------
+    at
+        int64, shape ``(N, 3)``.
+    weights
+        Probabilities, float64, shape ``(N,)``, sum 1.
+    """
+
+    at: Ints
+    weights: Floats
+
+    def within(self, first: Ints, last: Ints) -> tuple[float, Points]:
+        """Probability of a part, and the distribution given that part."""
+        inside: Mask = np.logical_and.reduce((self.at >= first) & (self.at < last), axis=1)
+        return self.kept(inside)
+
+    def kept(self, mask: Mask) -> tuple[float, Points]:
+        """Probability of some of the points, and the distribution over them."""
+        mass = float(self.weights[mask].sum())
+        return mass, Points(self.at[mask], self.weights[mask] / mass if mass else self.weights[mask])
+
+    def draw(self, rng: np.random.Generator, n: int) -> Ints:
+        """`n` centres."""
+        return self.at[_choose(rng, self.weights, n)]
+
+
+class Accept(Protocol):
+    """Which crop starts may be drawn."""
+
+    def __call__(self, starts: Ints) -> Mask:
+        """Whether each of the starts, shape ``(n, 3)``, may be drawn."""
+
+    def cover(self, low: Ints, high: Ints) -> Boxes:
+        """Distribution uniform over boxes of centres that hold all acceptable starts in ``[low, high)``."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Mixture of centres uniform over the volume and centres on given voxels.
+    """Mixture of distributions of crop centres, clamped to crop starts, of which some may be barred.
 
     Parameters
     ----------
     shape, patch
         Volume and patch in voxels, int64, shape ``(3,)``.
-    share
-        Probability of a crop centred on one of `points`.
-    points, weights
-        Centres ``(N, 3)`` and their probabilities ``(N,)``, sum 1; empty makes every crop uniform.
+    parts
+        (share, distribution) pairs; the shares sum to 1.
+    accept
+        Starts that may be drawn; the distribution is that of the parts given that the start is accepted.
     """
 
-    shape: NDArray[np.int64]
-    patch: NDArray[np.int64]
-    share: float = 0.0
-    points: NDArray[np.int64] = field(default_factory=_no_points)
-    weights: NDArray[np.float64] = field(default_factory=_no_weights)
+    shape: Ints
+    patch: Ints
+    parts: Parts
+    accept: Accept | None = None
 
-    def starts_of(self, centres: NDArray[np.int64]) -> NDArray[np.int64]:
+    def only(self, accept: Accept) -> Target:
+        """The target with other starts barred."""
+        return Target(self.shape, self.patch, self.parts, accept)
+
+    def starts_of(self, centres: Ints) -> Ints:
         """Crop starts of centres, shape ``(..., 3)``: clamped into the volume, or centred on a smaller one."""
         spare = self.shape - self.patch
         clamped = np.clip(centres - self.patch // 2, 0, np.maximum(spare, 0))
-        return np.where(spare < 0, -((-spare) // 2), clamped)
+        starts: Ints = np.where(spare < 0, -((-spare) // 2), clamped)
+        return starts
 
-    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def draw(self, rng: np.random.Generator) -> Ints:
         """One crop start, int64, shape ``(3,)``."""
-        if len(self.points) and rng.random() < self.share:
-            return self.starts_of(self.points[_choose(rng, self.weights)])
-        return self.starts_of(rng.integers(0, self.shape))
+        low = np.zeros(3, np.int64)
+        start: Ints = self._draw(rng, self.parts, 1, low, self.shape)[0]
+        return start
 
-    def draw_within(
-        self, rng: np.random.Generator, low: NDArray[np.int64], high: NDArray[np.int64], n: int
-    ) -> NDArray[np.int64]:
+    def draw_within(self, rng: np.random.Generator, low: Ints, high: Ints, n: int) -> Ints:
         """`n` crop starts from this distribution given that they lie in ``low <= start < high``; ``(n, 3)``."""
-        first, last = self._centres_of(low, high)
-        uniform = float(np.prod((last - first) / self.shape)) * (1 - self._share)
-        near, weights = self._points_within(low, high)
-        pointed = float(weights.sum()) * self._share
-        on_point = rng.random(n) * (uniform + pointed) < pointed
-        out = self.starts_of(rng.integers(first, last, size=(n, 3)))
-        for i in np.flatnonzero(on_point):
-            out[i] = near[_choose(rng, weights)]
-        return out
+        first, last = centre_range(low, high, self.shape, self.patch)
+        near = [(share, *part.within(first, last)) for share, part in self.parts]
+        total = sum(share * mass for share, mass, _ in near)
+        parts = tuple((share * mass / total, part) for share, mass, part in near if share * mass > 0)
+        return self._draw(rng, parts, n, low, high)
 
-    @property
-    def _share(self) -> float:
-        return self.share if len(self.points) else 0.0
+    def _draw(self, rng: np.random.Generator, parts: Parts, n: int, low: Ints, high: Ints) -> Ints:
+        if self.accept is None:
+            return self._propose(rng, parts, n)
+        found: list[Ints] = []
+        lacking, ask = n, max(n, _FIRST)
+        for attempt in range(_TRIES):
+            if attempt == _PATIENCE:
+                parts = self._refined(parts, low, high)
+            starts = self._propose(rng, parts, ask)
+            found.append(starts[self.accept(starts)][:lacking])
+            lacking -= len(found[-1])
+            if not lacking:
+                return np.concatenate(found)
+            ask = min(ask * 2, _MOST)
+        raise PlanError(
+            f"too few acceptable crops were found in a volume of shape {self.shape.tolist()}: raise max_air, or lower "
+            "the fraction that is asked for"
+        )
 
-    def _centres_of(
-        self, low: NDArray[np.int64], high: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Centres that are clamped to starts in [low, high): all beyond a border belong to its start."""
-        half, last_start = self.patch // 2, np.maximum(self.shape - self.patch, 0)
-        first = np.where(low <= 0, 0, low + half)
-        last = np.where(high > last_start, self.shape, high + half)
-        return first, last
+    def _refined(self, parts: Parts, low: Ints, high: Ints) -> Parts:
+        """Parts without most of what is never accepted; given acceptance, the distribution is the same.
 
-    def _points_within(
-        self, low: NDArray[np.int64], high: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        if not len(self.points):
-            return self.points, self.weights
-        starts = self.starts_of(self.points)
-        inside = ((np.maximum(starts, 0) >= low) & (np.maximum(starts, 0) < high)).all(axis=1)
-        return starts[inside], self.weights[inside]
+        Only a lone uniform part can be replaced: among several parts the shares would shift.
+        """
+        if self.accept is None or len(parts) > 1 or not isinstance(parts[0][1], Boxes) or len(parts[0][1].low) > 1:
+            return parts
+        return ((1.0, self.accept.cover(np.maximum(low, 0), high)),)
+
+    def _propose(self, rng: np.random.Generator, parts: Parts, n: int) -> Ints:
+        if len(parts) == 1:
+            return self.starts_of(parts[0][1].draw(rng, n))
+        chosen = _choose(rng, np.array([share for share, _ in parts]), n)
+        centres = np.empty((n, 3), np.int64)
+        for i in np.unique(chosen):
+            centres[chosen == i] = parts[i][1].draw(rng, int((chosen == i).sum()))
+        return self.starts_of(centres)
 
 
-def _choose(rng: np.random.Generator, weights: NDArray[np.float64]) -> int:
+def centre_range(low: Ints, high: Ints, shape: Ints, patch: Ints) -> tuple[Ints, Ints]:
+    """Centres that are clamped to starts in [low, high): all beyond a border belong to its start."""
+    half, last_start = patch // 2, np.maximum(shape - patch, 0)
+    return np.where(low <= 0, 0, low + half), np.where(high > last_start, shape, high + half)
+
+
+def _choose(rng: np.random.Generator, weights: Floats, n: int) -> Ints:
     reached = np.cumsum(weights)
-    return min(int(np.searchsorted(reached, rng.random() * reached[-1], side="right")), len(weights) - 1)
+    found = np.searchsorted(reached, rng.random(n) * reached[-1], side="right")
+    chosen: Ints = np.minimum(found, len(weights) - 1)
+    return chosen

@@ -11,7 +11,7 @@ from radiodata.errors import ConfigError, ObsNotFoundError
 from radiodata.store import layout
 from radiodata.store.collection import VolumeCollection
 from radiodata.store.context import DEFAULT_READ, context
-from radiodata.store.obs import RUN, SUBJECT
+from radiodata.store.obs import RUN, SUBJECT, strings
 from radiodata.store.table import read_table
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Cohort:
     @property
     def subjects(self) -> list[str]:
         """Ids of the subjects."""
-        return [str(s) for s in self.obs_meta.index]
+        return strings(self.obs_meta.index)
 
     def subset(self, subjects: Iterable[str]) -> Cohort:
         """View of some subjects, in the order given, and of their volumes in every collection.

@@ -17,7 +17,7 @@ from radiodata.store.obs import (
     OBS_ID,
     SUBJECT,
     TILES_INDEX,
-    VoxelSource,
+    VoxelSources,
     source_of,
     visible_columns,
     volume_key,
@@ -100,9 +100,9 @@ class VolumeCollection:
         """Give the collection restricted to the rows of `obs`."""
         return VolumeCollection(self.name, self.uri, self.kind, self.tile, obs, self._token, self.config)
 
-    def sources(self) -> list[VoxelSource]:
+    def sources(self) -> VoxelSources:
         """Voxel sources of every volume, in the order of ``.obs``."""
-        return [source_of(self.uri, str(i), row, self._token) for i, row in self.obs.iterrows()]
+        return VoxelSources(self.uri, self.obs, self._token)
 
     def tile_statistics(self) -> pd.DataFrame:
         """Per-tile statistics in the order of ``.obs`` (see ``IMAGE_TILES`` and ``LABEL_TILES``); no voxel is read."""

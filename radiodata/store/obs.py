@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -125,6 +126,57 @@ def source_of(collection_uri: str, obs_id: str, row: pd.Series[Any], token: str)
         subject=str(row[SUBJECT]),
         token=token,
     )
+
+
+def strings(column: pd.Index[Any] | pd.Series[Any]) -> list[str]:
+    """Strings of a column; quicker than iterating over one of pandas' string dtype."""
+    return [str(value) for value in column.to_numpy(object)]
+
+
+class VoxelSources(Sequence[VoxelSource]):
+    """Voxel sources of many volumes, made when they are asked for: 100,000 of them cost a few megabytes.
+
+    Parameters
+    ----------
+    collection_uri, obs, token
+        As for ``source_of``; one row a volume.
+    """
+
+    def __init__(self, collection_uri: str, obs: pd.DataFrame, token: str) -> None:
+        shards, self._shard = np.unique(obs["shard"].to_numpy(str), return_inverse=True)
+        self._uris = [shard_uri(collection_uri, name) for name in shards.tolist()]
+        self._slot = obs["slot"].to_numpy(np.int64)
+        self._shape = obs[["channels", "size_x", "size_y", "size_z"]].to_numpy(np.int64)
+        dtypes, self._dtype = np.unique(obs["dtype"].to_numpy(str), return_inverse=True)
+        self._dtypes = [str(d) for d in dtypes]
+        self._scale = obs[["slope", "intercept"]].to_numpy(np.float64)
+        self._ids = strings(obs.index)
+        self._subjects = strings(obs[SUBJECT])
+        self._token = token
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, at: int) -> VoxelSource: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[VoxelSource]: ...
+    def __getitem__(self, at: int | slice) -> VoxelSource | list[VoxelSource]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        channels, x, y, z = self._shape[at].tolist()
+        slope, intercept = self._scale[at].tolist()
+        return VoxelSource(
+            uri=self._uris[self._shard[at]],
+            slot=int(self._slot[at]),
+            shape=(channels, x, y, z),
+            dtype=self._dtypes[self._dtype[at]],
+            slope=slope,
+            intercept=intercept,
+            obs_id=self._ids[at],
+            subject=self._subjects[at],
+            token=self._token,
+        )
 
 
 def affine_of(row: pd.Series[Any]) -> Affine:

@@ -1,0 +1,154 @@
+"""Reading ahead: the units of a process's own coming steps, in threads, as far as the block cache has room."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from radiodata.loading.cache import BlockCache, UnitKey
+
+Read: TypeAlias = "tuple[UnitKey, int]"
+"""A unit, and the crop of it that a batch takes."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A step that a process is to make, and so all it will be asked for after it.
+
+    Attributes
+    ----------
+    epoch, step
+        Which batch.
+    stop
+        End of the epoch.
+    stride
+        The next ones are ``step + stride``, ``step + 2 * stride``, and so on.
+    """
+
+    epoch: int
+    step: int
+    stop: int
+    stride: int
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Epoch and step."""
+        return self.epoch, self.step
+
+
+class ReadAhead:
+    """Threads that read the units of coming steps, in the order in which they will be needed.
+
+    ::
+
+        steps of this process   t      t+W    t+2W   t+3W   ...   t+kW  ...  t+nW
+                                |      |---- granted ----|        |          |
+                                made now   queued or read, or     first      looked at, so that the cache
+                                           waiting in the cache   refused    knows what will be taken when
+
+    How far it reads is decided between steps by the cache's byte bound alone (see ``BlockCache.request``).
+
+    Parameters
+    ----------
+    blocks
+        Cache of this process.
+    reads
+        Units and crops that the batch of an (epoch, step) takes.
+    spread
+        Steps of the epoch over which the crops of one unit are spread.
+    threads
+        How many.
+    """
+
+    def __init__(
+        self, blocks: BlockCache, reads: Callable[[tuple[int, int]], Sequence[Read]], spread: int, threads: int
+    ) -> None:
+        self._blocks, self._reads, self._spread = blocks, reads, spread
+        self._jobs: queue.PriorityQueue[tuple[int, int, UnitKey | None]] = queue.PriorityQueue()
+        self._turn: Turn | None = None
+        self._seen: deque[tuple[int, Sequence[Read]]] = deque()
+        self._granted = self._jobs_made = 0
+        self._threads = [
+            threading.Thread(target=_work, args=(self._jobs, blocks), name=f"radiodata-read-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def advance(self, turn: Turn) -> None:
+        """Have the units of a step read at once, and those of later ones as far as there is room."""
+        if not self._follows(turn):
+            self._blocks.expect_nothing()
+            self._seen.clear()
+            self._granted = turn.step
+        self._turn = turn
+        while self._seen and self._seen[0][0] < turn.step:
+            self._seen.popleft()
+        self._look(turn.step)
+        for key, crop in self._seen[0][1]:
+            if not self._blocks.holds(key, crop):
+                self._read(key, urgent=True)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Read on, as far as there is room."""
+        if self._turn is None:
+            return
+        step = max(self._granted, self._turn.step)
+        while step < self._turn.stop:
+            self._look(step)
+            for key, crop in self._seen[(step - self._seen[0][0]) // self._turn.stride][1]:
+                if not self._blocks.holds(key, crop) and not self._read(key, urgent=False):
+                    return
+            step = self._granted = step + self._turn.stride
+
+    def wait(self, seconds: float | None) -> UnitKey | None:
+        """Wait for what the present step needs; give the unit whose read took longer than that, if any."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for key, _ in self._seen[0][1] if self._seen else ():
+            if not self._blocks.wait(key, None if deadline is None else max(0.0, deadline - time.monotonic())):
+                return key
+        return None
+
+    def close(self, seconds: float = 5.0) -> None:
+        """End the threads; a read that takes longer than that is left behind."""
+        self._blocks.expect_nothing()
+        for _ in self._threads:
+            self._jobs.put((-1, 0, None))
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _follows(self, turn: Turn) -> bool:
+        last = self._turn
+        return last is not None and turn == Turn(last.epoch, last.step + last.stride, last.stop, last.stride)
+
+    def _look(self, step: int) -> None:
+        """Tell the cache what is taken up to a step, and for as long after it as its units are in use."""
+        turn = self._turn
+        assert turn is not None
+        first = self._seen[-1][0] + turn.stride if self._seen else turn.step
+        for at in range(first, min(step + self._spread + 1, turn.stop), turn.stride):
+            reads = self._reads((turn.epoch, at))
+            self._seen.append((at, reads))
+            for key, crop in reads:
+                self._blocks.expect(key, crop, at)
+
+    def _read(self, key: UnitKey, *, urgent: bool) -> bool:
+        if not self._blocks.request(key, urgent=urgent):
+            return False
+        self._jobs_made += 1
+        self._jobs.put((0 if urgent else 1, self._jobs_made, key))
+        return True
+
+
+def _work(jobs: queue.PriorityQueue[tuple[int, int, UnitKey | None]], blocks: BlockCache) -> None:
+    while (key := jobs.get()[2]) is not None:
+        blocks.run(key)

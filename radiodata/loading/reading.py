@@ -1,0 +1,131 @@
+"""Reading units: one box of tiles for each key, cut into crops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from radiodata.geometry import box, box_slices, clip_box
+from radiodata.store.reader import read_box
+from radiodata.store.volume import physical
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from radiodata._typing import Box, Voxels
+    from radiodata.sampling import Unit
+    from radiodata.store.config import ReadConfig
+    from radiodata.store.obs import VoxelSource
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One crop, read.
+
+    Attributes
+    ----------
+    volume
+        Number of its volume in the plan.
+    start
+        First voxel in the volume, int64, shape ``(3,)``; negative where the crop reaches beyond it.
+    shape
+        In voxels, int64, shape ``(3,)``.
+    voxels
+        Key to voxels, C order: ``(channel, x, y, z)``, or ``(channel, a, b)`` of a slice.
+    frame
+        First of its channels, where they were chosen.
+    """
+
+    volume: int
+    start: NDArray[np.int64]
+    shape: NDArray[np.int64]
+    voxels: dict[str, Voxels]
+    frame: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of voxels."""
+        return sum(v.nbytes for v in self.voxels.values())
+
+
+@dataclass(frozen=True)
+class KeySource:
+    """Volumes behind one key of a sample.
+
+    Attributes
+    ----------
+    sources
+        For each collection of the key, one a volume of the plan; their channels are stacked.
+    dtype
+        Dtype of every crop under this key: the smallest that holds all volumes' values.
+    pads
+        Value, one a volume, of what lies outside of a volume.
+    label
+        Whether it holds labels: of slices with neighbours it gives the one in the middle.
+    """
+
+    sources: Sequence[Sequence[VoxelSource]]
+    dtype: str
+    pads: NDArray[np.float64]
+    label: bool
+
+
+@dataclass(frozen=True)
+class UnitReader:
+    """Reads a unit and cuts its crops.
+
+    Parameters
+    ----------
+    keys
+        Sample key to its volumes.
+    config
+        How TileDB reads.
+    """
+
+    keys: Mapping[str, KeySource]
+    config: ReadConfig
+
+    def read(self, unit: Unit) -> tuple[list[Crop], int]:
+        """Crops of a unit, and the bytes of the boxes that were read for them."""
+        frame = None if unit.channels is None else unit.channels[0]
+        crops = [Crop(unit.volume, start, unit.patch, {}, frame) for start in unit.starts]
+        read = 0
+        for key, held in self.keys.items():
+            blocks = [self._block(sources[unit.volume], unit) for sources in held.sources]
+            block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+            read += block.nbytes
+            for crop in crops:
+                crop.voxels[key] = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held)
+        return crops, read
+
+    def _block(self, source: VoxelSource, unit: Unit) -> Voxels:
+        chosen = unit.channels if source.shape[0] > 1 else None
+        stored = read_box(source, unit.region, channels=chosen, config=self.config)
+        return physical(stored if chosen is None else stored[:: unit.stride], source)
+
+
+def _cut(block: Voxels, unit: Unit, start: NDArray[np.int64], size: Sequence[int], held: KeySource) -> Voxels:
+    wanted = box(start, start + unit.patch)
+    real = clip_box(wanted, size)
+    if held.label and unit.slice_axis is not None:
+        middle = int(wanted[unit.slice_axis].sum()) // 2
+        wanted[unit.slice_axis] = real[unit.slice_axis] = (middle, middle + 1)
+    inside = block[(slice(None), *box_slices(real, unit.region[:, 0]))]
+    if (wanted == real).all():
+        out = np.array(inside, dtype=held.dtype, order="C")
+    else:
+        shape = (len(block), *(wanted[:, 1] - wanted[:, 0]).tolist())
+        out = np.full(shape, held.pads[unit.volume], held.dtype)
+        out[(slice(None), *box_slices(real, wanted[:, 0]))] = inside
+    return out if unit.slice_axis is None else _slices_as_channels(out, unit.slice_axis, wanted, real)
+
+
+def _slices_as_channels(crop: Voxels, axis: int, wanted: Box, real: Box) -> Voxels:
+    """``(channel, x, y, z)`` to ``(channel * slices, a, b)``; slices beyond the volume repeat its last one."""
+    inside = np.clip(np.arange(*wanted[axis]), real[axis, 0], real[axis, 1] - 1) - wanted[axis, 0]
+    stacked = np.moveaxis(crop, axis + 1, 1)[:, inside]
+    return np.ascontiguousarray(stacked.reshape(-1, *stacked.shape[2:]))
