@@ -12,6 +12,8 @@ PACKAGES = (
     "radiodata",
     "radiobject",
     "tiledb",
+    "zstandard",
+    "numba",
     "torch",
     "numpy",
     "nibabel",

@@ -48,10 +48,24 @@ ROWS = (
     Row("radiodata", "radiodata (tile 32)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 32}),
     Row(
         "radiodata",
-        "radiodata (tile 32, lz4)",
+        "radiodata (tile 32, no kernel)",
         HERE + "radiodata:Radiodata",
         ("radiodata",),
-        {"tile": 32, "codec": "lz4"},
+        {"tile": 32, "compiled": False},
+    ),
+    Row(
+        "radiodata",
+        "radiodata (tile 32, TileDB query)",
+        HERE + "radiodata:Radiodata",
+        ("radiodata",),
+        {"tile": 32, "direct": False},
+    ),
+    Row(
+        "radiodata",
+        "radiodata (tile 32, zstd:3)",
+        HERE + "radiodata:Radiodata",
+        ("radiodata",),
+        {"tile": 32, "codec": "zstd:3"},
     ),
     Row(
         "RadiObject",

@@ -85,7 +85,7 @@ def test_rows_have_names_of_their_own_and_contenders_import_lazily(module):
 
 def test_select_takes_families_and_rows():
     assert [r.name for r in registry.select(patch.ROWS, "memmap")] == ["memmap"]
-    assert len(registry.select(patch.ROWS, "RADIODATA")) == 3
+    assert len(registry.select(patch.ROWS, "RADIODATA")) == 5
     two = ["memmap (w0)", "radiodata (tile 64, unit 8, w2)"]
     assert [r.name for r in registry.select(loader.ROWS, ", ".join(reversed(two)))] == two
     assert len(registry.select(patch.ROWS, None)) == len(patch.ROWS)

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 
 class Radiodata(Contender):
-    """``tile``: side of the cubic tiles. ``unit``: crops cut from one read of tiles. ``codec``: of the tiles."""
+    """``tile``: side of the cubic tiles. ``unit``: crops cut from one read of tiles. ``codec``: of the tiles.
+
+    ``direct``, ``compiled``: as in ``ReadConfig``, for single reads.
+    """
 
     requires = ("radiodata",)
 
-    def __init__(self, tile: int = 64, unit: int = 1, codec: str = "zstd:3") -> None:
+    def __init__(
+        self, tile: int = 64, unit: int = 1, codec: str = "zstd:-1", *, direct: bool = True, compiled: bool = True
+    ) -> None:
         self.tile, self.unit, self.codec = tile, unit, codec
+        self.direct, self.compiled = direct, compiled
 
     def import_all(self) -> None:
         from radiodata import Cohort, PatchDataset, PatchLoader, Uniform  # noqa: F401  the names load on demand
@@ -35,9 +41,10 @@ class Radiodata(Contender):
         Cohort.from_niftis(str(folder / "cohort"), images={"CT": phantoms.niftis}, config=config)
 
     def reader(self, phantoms: Phantoms, folder: Path, crop: int) -> Reader:
-        from radiodata import Cohort
+        from radiodata import Cohort, ReadConfig
 
-        volume = Cohort(str(folder / "cohort")).CT.iloc[0]
+        read = ReadConfig(direct=self.direct, compiled=self.compiled)
+        volume = Cohort(str(folder / "cohort"), config=read).CT.iloc[0]
         return lambda box: volume[box]
 
     def loader(self, phantoms: Phantoms, folder: Path, spec: LoaderSpec) -> Iterable[Any]:

@@ -17,6 +17,7 @@ import tiledb
 
 from radiodata.errors import StoreError
 from radiodata.store.config import ReadConfig
+from radiodata.store.direct import Direct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -47,9 +48,15 @@ class Handles:
 
     Reads that run at once get a lane each: threads that share one TileDB context also share its thread pool,
     and may wait for it.
+
+    Attributes
+    ----------
+    direct
+        What is read without a TileDB query.
     """
 
     def __init__(self) -> None:
+        self.direct = Direct()
         self._lock = threading.Lock()
         self._contexts: dict[Hashable, tiledb.Ctx] = {}
         self._free: dict[Hashable, list[Lane]] = {}
@@ -105,6 +112,7 @@ class Handles:
 
     def forget(self, token: str) -> None:
         """Close the arrays that were opened for one cohort snapshot; no thread may be reading them."""
+        self.direct.forget(token)
         with self._lock:
             for lane in self._lanes:
                 for key in [k for k in lane.arrays if k[1] == token]:

@@ -1,4 +1,4 @@
-"""Reading boxes of voxels through the shortest way that TileDB-Py offers.
+"""Reading boxes of voxels: straight from the tiles where that is possible, else by a bare TileDB query.
 
 ``array[...]`` probes for packages on every call (about 1 ms of Python); a bare query into our own
 buffer costs 0.1 ms and lets the caller say where the voxels go.
@@ -14,7 +14,8 @@ import tiledb.libtiledb as lt
 
 from radiodata.errors import StoreError, TileReadError
 from radiodata.geometry import box_shape
-from radiodata.store.context import DEFAULT_READ, handles
+from radiodata.store.context import DEFAULT_READ, context, handles
+from radiodata.store.direct import Corrupt
 
 if TYPE_CHECKING:
     from radiodata._typing import Box, Voxels
@@ -30,6 +31,9 @@ def read_box(
     config: ReadConfig = DEFAULT_READ,
 ) -> Voxels:
     """Read a box of stored voxels.
+
+    Tiles of a layout that is known are read from local disk without a TileDB query (``ReadConfig.direct``);
+    everything else, and every tile that cannot be decoded, goes through TileDB.
 
     Parameters
     ----------
@@ -52,6 +56,17 @@ def read_box(
     first, last = channels or (0, source.shape[0])
     _refuse_outside(source, box, first, last)
     out = np.empty((last - first, *box_shape(box)), source.dtype)
+    try:
+        done = handles().direct.read(source, box, (first, last), out, config, context)
+    except Corrupt as why:
+        _query(source, box, first, last, out, config)  # says more of it where TileDB notices, too
+        raise TileReadError(_where(source, box, f"{why}: the tile is damaged")) from why
+    if not done:
+        _query(source, box, first, last, out, config)
+    return out
+
+
+def _query(source: VoxelSource, box: Box, first: int, last: int, out: Voxels, config: ReadConfig) -> None:
     ranges = [[(source.slot, source.slot)], [(first, last - 1)]]
     ranges += [[(int(lo), int(hi) - 1)] for lo, hi in box]
     try:
@@ -64,7 +79,6 @@ def read_box(
         raise TileReadError(_where(source, box, f"the query ended as {status}"))
     if not written:
         raise TileReadError(_where(source, box, "the array holds no voxels for it (was a fragment deleted?)"))
-    return out
 
 
 def _refuse_outside(source: VoxelSource, box: Box, first: int, last: int) -> None:

@@ -1,0 +1,20 @@
+"""Boxes of voxels straight from a fragment's tiles on local disk, without a TileDB query.
+
+A query costs more than the tiles it reads: with no filter at all it takes as long as with zstd. So where the
+layout is one that we know byte by byte, tiles are read with ``pread`` and decoded here; whatever is not known is
+refused, and the caller asks TileDB. TileDB still says which fragments there are.
+
+::
+
+    listing   which fragment holds a slot            TileDB, once per shard and snapshot
+    metadata  where the tiles of a fragment lie      parsed on first touch
+    plan      which tiles a box needs
+    plain     decode with zstandard and numpy        always there
+    kernel    the same in one numba function         where `radiodata[fast]` is installed
+    process   what this process keeps open
+"""
+
+from radiodata.store.direct.process import Direct
+from radiodata.store.direct.refusal import Corrupt, Refused
+
+__all__ = ["Corrupt", "Direct", "Refused"]

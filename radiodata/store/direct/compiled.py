@@ -1,0 +1,186 @@
+"""The compiled kernel, where `radiodata[fast]` is installed; None, and the plain decoder, where anything is amiss.
+
+numba and the private half of zstandard that gives functions' addresses are imported on the first read, tried on a
+tile made here, and not used unless that comes out right.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import struct
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import zstandard
+
+from radiodata.store.direct.plan import taken
+from radiodata.store.direct.refusal import Corrupt, Damaged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from radiodata._typing import Voxels
+    from radiodata.store.direct.files import DataFile
+    from radiodata.store.direct.metadata import Fragment
+    from radiodata.store.direct.plan import Spans, Work
+    from radiodata.store.direct.schema import Layout
+
+    Reader: TypeAlias = Callable[[DataFile, Fragment, Spans, Work, Voxels], None]
+
+VARIABLE = "RADIODATA_COMPILED"
+_log = logging.getLogger("radiodata.store")
+
+
+def reader(fragment: Fragment) -> Reader | None:
+    """Give the compiled counterpart of ``plain.read``, or None: not installed, switched off, or not to be trusted."""
+    return _kernels.reader(fragment.layout.dtype.itemsize, fragment.offsets.dtype)
+
+
+class _Kernels:
+    """The kernel and the types it was compiled for in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._off = os.environ.get(VARIABLE, "1").strip().lower() in ("0", "false", "no", "off")
+        self._ready: dict[tuple[int, str], Reader] = {}
+        self._function: Any = None
+        self._cache = True
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def reader(self, size: int, offsets: np.dtype[Any]) -> Reader | None:
+        key = (size, offsets.str)
+        if self._off or key in self._ready:
+            return None if self._off else self._ready[key]
+        if self._lock.acquire(blocking=False):  # whoever comes while it is compiled decodes without
+            try:
+                if not self._off and key not in self._ready:
+                    self._try(key)
+            finally:
+                self._lock.release()
+        return self._ready.get(key)
+
+    def _try(self, key: tuple[int, str]) -> None:
+        try:
+            try:
+                made = self._made(key)
+            except (OSError, RuntimeError) as error:
+                if not self._cache:
+                    raise
+                _log.info("numba cannot keep compiled code (%s): each process compiles its own, for seconds", error)
+                self._cache, self._function = False, None
+                made = self._made(key)
+        except ImportError as error:
+            self._off = True
+            _log.info("tiles are decoded without the compiled kernel (pip install 'radiodata[fast]'): %s", error)
+        except Exception as error:  # numba, llvmlite and private halves may fail in any way: never the user's read
+            self._off = True
+            _log.info("tiles are decoded without the compiled kernel: %s: %s", type(error).__name__, error)
+        else:
+            self._ready[key] = made
+
+    def _made(self, key: tuple[int, str]) -> Reader:
+        from radiodata.store.direct import kernel
+
+        self._function = self._function or kernel.compiled(cache=self._cache)
+        made = _reader(self._function)
+        _prove(made, *key)
+        return made
+
+    def _after_fork(self) -> None:
+        if self._lock.locked():  # another thread was compiling, and numba's own lock is held for ever
+            self._lock, self._off = threading.Lock(), True
+
+
+_kernels = _Kernels()
+
+
+class _Scratch(threading.local):
+    """Memory and a zstd context of one thread."""
+
+    def __init__(self) -> None:
+        from zstandard import _cffi  # type: ignore[attr-defined]
+
+        self._decoder = _cffi.ffi.gc(_cffi.lib.ZSTD_createDCtx(), _cffi.lib.ZSTD_freeDCtx)
+        self.decoder = int(_cffi.ffi.cast("uintptr_t", self._decoder))
+        self.file = self.chunk = np.empty(0, np.uint8)
+
+    def fit(self, layout: Layout) -> _Scratch:
+        chunk = layout.chunk * layout.dtype.itemsize + 64
+        if len(self.file) < layout.piece_bytes or len(self.chunk) < chunk:
+            self.file, self.chunk = np.empty(layout.piece_bytes, np.uint8), np.empty(chunk, np.uint8)
+        return self
+
+
+def _addresses() -> NDArray[np.int64]:
+    """Addresses of pread and ZSTD_decompressDCtx."""
+    from zstandard import _cffi  # type: ignore[attr-defined]
+
+    zstd = _cffi.ffi.cast("uintptr_t", _cffi.ffi.addressof(_cffi.lib, "ZSTD_decompressDCtx"))
+    pread = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value
+    return np.array([pread, int(zstd)], np.int64)
+
+
+def _reader(function: Any) -> Reader:
+    from radiodata.store.direct.kernel import CORRUPT, WRONG
+
+    calls, kept = _addresses(), _Scratch()
+
+    def read(file: DataFile, fragment: Fragment, spans: Spans, work: Work, out: Voxels) -> None:
+        layout = fragment.layout
+        scratch, words = kept.fit(layout), out.reshape(-1).view(f"u{layout.dtype.itemsize}")
+        low, high = zip(*spans, strict=True)
+        for batch in taken(work):
+            wrong = function(
+                calls, scratch.decoder, file.fd, layout.zstd, layout.shuffle, layout.chunk, layout.tile,
+                fragment.offsets, np.array(batch, np.int64), low, high, scratch.file, scratch.chunk,
+                out.shape, words,
+            )  # fmt: skip
+            if wrong:
+                raise (Corrupt if wrong in CORRUPT else Damaged)(WRONG[wrong])
+
+    return read
+
+
+def _prove(read: Reader, size: int, offsets: str) -> None:
+    """Read a box of two tiles made here; this compiles the kernel for its types.
+
+    Raises
+    ------
+    RuntimeError
+        When the voxels are not those that were written.
+    """
+    from radiodata.store.direct.files import DataFile
+    from radiodata.store.direct.metadata import Fragment
+    from radiodata.store.direct.plan import pieces_of, shared_out
+    from radiodata.store.direct.schema import Layout
+
+    layout = Layout(np.dtype(f"u{size}"), (4, 5, 6), shuffle=True, zstd=True)
+    values = (np.arange(240, dtype=np.uint64) * 0x9E3779B97F4A7C15).astype(layout.dtype).reshape(2, 4, 5, 6)
+    tiles = [_tile(tile) for tile in values]
+    where = np.cumsum([0, *map(len, tiles)]).astype(offsets)
+    spans = ((1, 4), (0, 4), (2, 10))
+    out = np.empty((1, 3, 4, 8), layout.dtype)
+    with tempfile.NamedTemporaryFile() as stream:
+        stream.write(b"".join(tiles))
+        stream.flush()
+        fragment = Fragment(stream.name, layout, (1, 4, 5, 12), where)
+        file = DataFile(stream.name, fragment.size)
+        read(file, fragment, spans, shared_out(pieces_of(fragment, spans, (0, 1)), 1), out)
+    whole = np.concatenate(list(values), axis=2)
+    if not np.array_equal(out[0], whole[1:4, 0:4, 2:10]):
+        raise RuntimeError("its voxels are not those that were written")
+
+
+def _tile(values: Voxels) -> bytes:
+    """Write a tile as TileDB does."""
+    planes = np.ascontiguousarray(values).view(np.uint8).reshape(values.size, -1).T.tobytes()
+    codec = zstandard.ZstdCompressor()
+    told, data = codec.compress(struct.pack("<II", 1, len(planes))), codec.compress(planes)
+    head = struct.pack("<9I", len(planes), len(told) + len(data), 24, 1, 1, 8, len(told), len(planes), len(data))
+    return struct.pack("<Q", 1) + head + told + data

@@ -1,0 +1,181 @@
+"""Tiles read, decoded and cut in one compiled function that holds no GIL. Imports numba: see ``compiled``.
+
+libc's ``pread`` and zstd's ``ZSTD_decompressDCtx`` are called by address; the addresses are arguments, so that
+numba may keep the machine code in its cache. Every length is checked before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WRONG = (
+    "",
+    "tiles are larger than any that a writer makes",
+    "its data cannot be read, or end before their last tile",
+    "a tile has another number of chunks",
+    "a chunk has another head",
+    "a chunk is shuffled over another length",
+    "a chunk cannot be decoded, or not to the length that its head tells",
+    "a tile has another length than its metadata tells",
+)
+"""What the number that the kernel returns means; 0 is all right."""
+CORRUPT = (5, 6)
+
+
+def _call_typed(_: Any, address: Any, arguments: Any) -> Any:
+    """Type and emit ``int64 f(int64, ...)``, called at an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = ir.IntType(64)
+        function = ir.FunctionType(word, [word] * len(arguments)).as_pointer()
+        return builder.call(
+            builder.inttoptr(values[0], function), cgutils.unpack_tuple(builder, values[1], len(arguments))
+        )
+
+    return types.int64(address, arguments), emit
+
+
+_call = intrinsic(_call_typed)
+
+
+def _u32_py(buffer: Any, at: Any) -> Any:
+    low = np.int64(buffer[at]) | np.int64(buffer[at + 1]) << 8
+    return low | np.int64(buffer[at + 2]) << 16 | np.int64(buffer[at + 3]) << 24
+
+
+_u32 = numba.njit(inline="always")(_u32_py)
+
+
+def _cut_py(
+    raw: Any, at: Any, shuffle: Any, first: Any, last: Any, a: Any, b: Any, tile: Any, base: Any, shape: Any, out: Any
+) -> Any:
+    """Copy what is wanted, a to b, of cells first..last of a tile; they begin at raw[at].
+
+    `out` is flat, of `shape`, and the tile's corner lies at `base` of it. No slices: threads that fill one `out`
+    would share their reference counts. Unsigned indices: negative ones need no test.
+    """
+    size, count, row = out.itemsize, last - first, tile[2]
+    plane = tile[1] * row
+    for x in range(max(a[0], first // plane), min(b[0], (last - 1) // plane + 1)):
+        for y in range(a[1], b[1]):
+            begin = x * plane + y * row + a[2]
+            end = min(begin + b[2] - a[2], last)
+            skipped = max(first - begin, 0)
+            begin += skipped
+            if begin >= end:
+                continue
+            cells = np.uint64(end - begin)
+            target = np.uint64(base + (x * shape[2] + y) * shape[3] + a[2] + skipped)
+            source = np.uint64(at + begin - first)
+            if size == 1:
+                for i in range(cells):
+                    out[target + i] = raw[source + i]
+            elif shuffle and size == 2:
+                above = source + np.uint64(count)
+                for i in range(cells):
+                    out[target + i] = np.uint16(raw[source + i]) | np.uint16(raw[above + i]) << np.uint16(8)
+            else:
+                step, stride = np.uint64(count if shuffle else 1), np.uint64(1 if shuffle else size)
+                source = np.uint64(at) + np.uint64(begin - first) * stride
+                for i in range(cells):
+                    value = np.uint64(0)
+                    for n in range(np.uint64(size)):
+                        value |= np.uint64(raw[source + i * stride + n * step]) << (n * np.uint64(8))
+                    out[target + i] = value
+
+
+_cut = numba.njit(inline="always")(_cut_py)
+
+
+def read_py(
+    calls: Any, decoder: Any, fd: Any, zstd: Any, shuffle: Any, chunk: Any, tile: Any, offsets: Any, pieces: Any,
+    low: Any, high: Any, buffer: Any, scratch: Any, shape: Any, out: Any,
+) -> int:  # fmt: skip
+    """Read pieces (rows of channel, x, y, z, first, count) into `out`; give 0, or what is wrong.
+
+    calls: addresses of pread and ZSTD_decompressDCtx; chunk: in cells; buffer: a piece as on disk; scratch: a
+    chunk and 64 bytes more; out: flat unsigned ints, of `shape` (channel, x, y, z).
+    """
+    size = out.itemsize
+    cells, plane = tile[0] * tile[1] * tile[2], tile[1] * tile[2]
+    chunks = (cells + chunk - 1) // chunk
+    head = 36 if shuffle else (28 if zstd else 12)
+    disk, room = np.int64(buffer.ctypes.data), np.int64(scratch.ctypes.data)
+    for piece in range(len(pieces)):
+        channel, x, y, z0 = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2], pieces[piece, 3]
+        tile0, count = pieces[piece, 4], pieces[piece, 5]
+        start = np.int64(offsets[tile0])
+        length = np.int64(offsets[tile0 + count]) - start
+        if length > len(buffer):
+            return 1
+        if _call(calls[0], (np.int64(fd), disk, length, start)) != length:
+            return 2
+        for n in range(count):
+            at = np.int64(offsets[tile0 + n]) - start
+            end = np.int64(offsets[tile0 + n + 1]) - start
+            dx, dy, dz = x * tile[0] - low[0], y * tile[1] - low[1], (z0 + n) * tile[2] - low[2]
+            base = ((channel * shape[1] + dx) * shape[2] + dy) * shape[3] + dz
+            a = (max(-dx, 0), max(-dy, 0), max(-dz, 0))
+            b = (
+                min(high[0] - low[0] - dx, tile[0]),
+                min(high[1] - low[1] - dy, tile[1]),
+                min(high[2] - low[2] - dz, tile[2]),
+            )
+            if at + 8 > end or _u32(buffer, at) != chunks or _u32(buffer, at + 4) != 0:
+                return 3
+            at += 8
+            for c in range(chunks):
+                first, last = c * chunk, min(c * chunk + chunk, cells)
+                want = (last - first) * size
+                if at + head > end:
+                    return 4
+                filtered, data = _u32(buffer, at + 4), at + head
+                if _u32(buffer, at) != want or _u32(buffer, at + 8) != head - 12 or data + filtered > end:
+                    return 4
+                packed = filtered
+                if zstd:
+                    packed = _u32(buffer, data - 4)
+                    told = filtered - packed
+                    if told < 0 or _u32(buffer, at + 12) != (1 if shuffle else 0) or _u32(buffer, at + 16) != 1:
+                        return 4
+                    if _u32(buffer, data - 8) != want or (_u32(buffer, at + 24) if shuffle else 0) != told:
+                        return 4
+                    if shuffle:
+                        if _u32(buffer, at + 20) != 8:
+                            return 4
+                        got = _call(calls[1], (decoder, room, np.int64(64), disk + data, told))
+                        if got != 8 or _u32(scratch, 0) != 1 or _u32(scratch, 4) != want:
+                            return 5
+                        data += told
+                elif filtered != want:
+                    return 4
+                at = data + packed
+                if last <= a[0] * plane or first >= b[0] * plane:
+                    continue
+                if zstd:
+                    if _call(calls[1], (decoder, room, want, disk + data, packed)) != want:
+                        return 6
+                    _cut(scratch, 0, shuffle, first, last, a, b, tile, base, shape, out)
+                else:
+                    _cut(buffer, data, shuffle, first, last, a, b, tile, base, shape, out)
+            if at != end:
+                return 7
+    return 0
+
+
+def compiled(*, cache: bool) -> Any:
+    """Give the function, compiled for each type of voxels when it is first called with it.
+
+    Raises
+    ------
+    RuntimeError
+        When `cache` is asked for and numba finds no folder for it.
+    """
+    return numba.njit(nogil=True, cache=cache)(read_py)
