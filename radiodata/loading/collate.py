@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data._utils.collate import collate, collate_tensor_fn, default_collate_fn_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+_NUMPY_DTYPES = {
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.float32,
+    torch.float64,
+}
 
 
 def collate_samples(samples: Sequence[Any]) -> Any:
@@ -41,5 +55,17 @@ def _stack(
         for other in dtypes:
             common = torch.promote_types(common, other)
         plain = [t.to(common) for t in plain]
+    if len({t.shape for t in plain}) == 1 and all(_in_numpy(t) for t in plain):
+        return torch.from_numpy(np.stack([t.numpy() for t in plain]))
     stacked: torch.Tensor = collate_tensor_fn(plain, collate_fn_map=collate_fn_map)  # type: ignore[no-untyped-call]
     return stacked
+
+
+def _in_numpy(tensor: torch.Tensor) -> bool:
+    """Whether numpy can copy a tensor: torch would do it in all cores at once, and the idle ones would spin."""
+    return (
+        tensor.device.type == "cpu"
+        and not tensor.requires_grad
+        and tensor.layout == torch.strided
+        and (tensor.dtype in _NUMPY_DTYPES)
+    )

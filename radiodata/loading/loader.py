@@ -28,8 +28,11 @@ STATE_VERSION = 1
 class _PatchBatches:
     """Makes the batch of this rank for any (epoch, step)."""
 
-    def __init__(self, dataset: PatchDataset, rank: int, world: int, collate: Callable[[list[Any]], Batch]) -> None:
+    def __init__(
+        self, dataset: PatchDataset, rank: int, world: int, collate: Callable[[list[Any]], Batch], ahead: int
+    ) -> None:
         self._dataset, self._rank, self._world, self._collate = dataset, rank, world, collate
+        self.ahead = ahead
 
     def __getitem__(self, at: At) -> Batch:
         blocks = self.blocks()
@@ -87,8 +90,11 @@ class PatchLoader:
     prefetch
         Batches made ahead by each worker.
     threads
-        Threads that read ahead, in each process that reads, as far as the dataset's `cache_bytes` allow; with 0,
-        a batch's reads are done one after another when it is made.
+        Threads that read ahead, in each process that reads; with 0, a batch's reads are done one after another
+        when it is made.
+    read_ahead
+        Steps of its own for which a process reads ahead, as far as the dataset's `cache_bytes` allow: more for
+        storage that answers late.
     rank, world_size
         This process among those that train together; by default what ``torch.distributed`` says.
     multiprocessing_context
@@ -121,6 +127,7 @@ class PatchLoader:
         num_workers: int = 2,
         prefetch: int = 4,
         threads: int = 2,
+        read_ahead: int = 8,
         rank: int | None = None,
         world_size: int | None = None,
         multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
@@ -140,9 +147,11 @@ class PatchLoader:
             raise ConfigError(f"on_mismatch must be 'error' or 'restart_epoch', not {on_mismatch!r}")
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not among {self.world_size} ranks")
+        if read_ahead < 0:
+            raise ConfigError(f"read_ahead={read_ahead}: steps, from 0")
         _warn_of_rereads(dataset, num_workers)
         self._on_mismatch = on_mismatch
-        source = _PatchBatches(dataset, self.rank, self.world_size, collate_fn)
+        source = _PatchBatches(dataset, self.rank, self.world_size, collate_fn, read_ahead)
         self._stats = Stats()
         self._transport = make_transport(
             source,

@@ -53,7 +53,7 @@ class ReadAhead:
                                 made now   queued or read, or     first      looked at, so that the cache
                                            waiting in the cache   refused    knows what will be taken when
 
-    How far it reads is decided between steps by the cache's byte bound alone (see ``BlockCache.request``).
+    It reads `ahead` steps ahead, or fewer where the cache's byte bound says so (see ``BlockCache.request``).
 
     Parameters
     ----------
@@ -65,12 +65,19 @@ class ReadAhead:
         Steps of the epoch over which the crops of one unit are spread.
     threads
         How many.
+    ahead
+        Steps of this process.
     """
 
     def __init__(
-        self, blocks: BlockCache, reads: Callable[[tuple[int, int]], Sequence[Read]], spread: int, threads: int
+        self,
+        blocks: BlockCache,
+        reads: Callable[[tuple[int, int]], Sequence[Read]],
+        spread: int,
+        threads: int,
+        ahead: int = 1 << 30,
     ) -> None:
-        self._blocks, self._reads, self._spread = blocks, reads, spread
+        self._blocks, self._reads, self._spread, self._ahead = blocks, reads, spread, ahead
         self._jobs: queue.PriorityQueue[tuple[int, int, UnitKey | None]] = queue.PriorityQueue()
         self._turn: Turn | None = None
         self._seen: deque[tuple[int, Sequence[Read]]] = deque()
@@ -102,7 +109,7 @@ class ReadAhead:
         if self._turn is None:
             return
         step = max(self._granted, self._turn.step)
-        while step < self._turn.stop:
+        while step < min(self._turn.stop, self._turn.step + self._ahead * self._turn.stride + 1):
             self._look(step)
             for key, crop in self._seen[(step - self._seen[0][0]) // self._turn.stride][1]:
                 if not self._blocks.holds(key, crop) and not self._read(key, urgent=False):

@@ -44,6 +44,10 @@ class BatchSource(Protocol):
     def spread(self) -> int:
         """Steps of an epoch over which the crops of one unit are spread."""
 
+    @property
+    def ahead(self) -> int:
+        """Steps of a process that its threads may read ahead."""
+
     def __getitem__(self, at: At) -> Batch:
         """Make the batch of an (epoch, step)."""
 
@@ -192,7 +196,7 @@ class LocalTransport:
 
     def _iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
         source, blocks = self._source, self._source.blocks() if self._threads else None
-        ahead = None if blocks is None else ReadAhead(blocks, source.reads, source.spread, self._threads)
+        ahead = None if blocks is None else ReadAhead(blocks, source.reads, source.spread, self._threads, source.ahead)
         if ahead is not None:
             atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
         patience = 5.0

@@ -172,7 +172,9 @@ class _Maker:
         self._source, self._board = source, board
         self.stats = source.stats
         blocks = source.blocks()
-        self._ahead = ReadAhead(blocks, source.reads, source.spread, threads) if blocks and threads else None
+        self._ahead = (
+            ReadAhead(blocks, source.reads, source.spread, threads, source.ahead) if blocks and threads else None
+        )
         if blocks is not None:
             blocks.watch = board.note_reads
 
