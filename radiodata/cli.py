@@ -141,7 +141,14 @@ def advise(
     if storage not in ("disk", "s3"):
         raise ConfigError(f"--storage {storage!r}: disk or s3")
     given: dict[str, Any] = {} if uri is None else _typical(uri, key)
-    advice = recommend(_sizes(patch), batch_size=batch, storage="s3" if storage == "s3" else "disk", cores=cores, memory=memory << 20, **given)
+    advice = recommend(
+        _sizes(patch),
+        batch_size=batch,
+        storage="s3" if storage == "s3" else "disk",
+        cores=cores,
+        memory=memory << 20,
+        **given,
+    )
     if as_json:
         sys.stdout.write(json.dumps(advice.to_dict(), indent=2) + "\n")
     else:
