@@ -148,6 +148,8 @@ class ReadConfig:
             # read exactly the tiles' bytes: the default batching joins ranges across gaps
             "vfs.min_batch_gap": "0",
             "vfs.min_batch_size": "0",
+            # libtiledb 2.30 crashes at times when it merges the tiles of a sparse array in parallel
+            "sm.query.sparse_global_order.preprocess_tile_merge": "0",
             "sm.compute_concurrency_level": str(self.threads),
             "sm.io_concurrency_level": str(self.threads),
             **{k: str(v) for k, v in self.tiledb.items()},
