@@ -148,9 +148,17 @@ def _attr(column: Column, ctx: tiledb.Ctx) -> tiledb.Attr:
 
 
 def write_rows(uri: str, frame: pd.DataFrame, columns: Sequence[Column], ctx: tiledb.Ctx) -> None:
-    """Write the rows of `frame` (indexed by id) in one commit; a row of the same id is replaced."""
+    """Write the rows of `frame` (indexed by id) in one commit; a row of the same id is replaced.
+
+    Raises
+    ------
+    ConfigError
+        When an id holds a NUL, which numpy drops from the end of bytes.
+    """
     if frame.empty:
         return
+    if odd := [i for i in frame.index if "\x00" in str(i)]:
+        raise ConfigError(f"an id holds a NUL character: {odd[0]!r}")
     ids = np.array([str(i).encode() for i in frame.index], dtype=object)
     values = {c.name: _encode(frame[c.name], c.kind) for c in columns}
     with tiledb.open(uri, "w", ctx=ctx) as array:
