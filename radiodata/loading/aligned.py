@@ -206,16 +206,20 @@ def _volumes(cohort: Cohort, held: dict[str, list[VolumeCollection]], needs: Nee
 
 
 def _label_index(collection: VolumeCollection) -> LabelIndex:
-    table = collection.tile_statistics()
-    return LabelIndex.from_columns(*(table[n].tolist() for n in ("tile", "label", "voxels", "kept", "points")))
+    columns = collection.tile_columns(["tile", "label", "voxels", "kept", "points"])
+    flat = {name: column.values for name, column in columns.items()}
+    first_point = np.concatenate([[0], np.cumsum(flat["kept"])]).astype(np.int64)
+    return LabelIndex(columns["label"].start, flat["tile"], flat["label"], flat["voxels"], first_point, flat["points"])
 
 
-def _tile_index(collection: VolumeCollection, column: str) -> TileIndex:
+def _tile_index(collection: VolumeCollection, name: str) -> TileIndex:
     """One number a tile: the mean over channels."""
-    rows = collection.tile_statistics()[column].tolist()
-    channels = collection.obs["channels"].tolist()
-    means = [np.asarray(r, np.float64).reshape(c, -1).mean(axis=0) for r, c in zip(rows, channels, strict=True)]
-    return TileIndex.from_rows(means, collection.obs["value_min"].to_numpy(np.float64))
+    column = collection.tile_columns([name])[name]
+    low, channels = collection.obs["value_min"].to_numpy(np.float64), collection.obs["channels"].tolist()
+    if set(channels) <= {1}:
+        return TileIndex(column.start, column.values.astype(np.float64), low)
+    means = [r.astype(np.float64).reshape(c, -1).mean(axis=0) for r, c in zip(column.rows(), channels, strict=True)]
+    return TileIndex.from_rows(means, low)
 
 
 def _stats(collections: list[VolumeCollection]) -> NDArray[np.float32]:

@@ -9,20 +9,23 @@ import numpy as np
 import pandas as pd
 import tiledb
 
-from radiodata.errors import ObsNotFoundError
+from radiodata.errors import ObsNotFoundError, StoreError
 from radiodata.geometry import shape3
 from radiodata.store import layout
 from radiodata.store.context import context
 from radiodata.store.obs import (
+    IMAGE_TILES,
+    LABEL_TILES,
     OBS_ID,
     SUBJECT,
     TILES_INDEX,
     VoxelSources,
     source_of,
+    strings,
     visible_columns,
     volume_key,
 )
-from radiodata.store.table import read_table
+from radiodata.store.table import read_ragged, read_table
 from radiodata.store.volume import Volume
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from radiodata.geometry import Shape3
     from radiodata.store.config import ReadConfig
+    from radiodata.store.table import Ragged
 
 
 class VolumeCollection:
@@ -104,11 +108,24 @@ class VolumeCollection:
         """Voxel sources of every volume, in the order of ``.obs``."""
         return VoxelSources(self.uri, self.obs, self._token)
 
+    def tile_columns(self, names: Sequence[str]) -> dict[str, Ragged]:
+        """Columns of the per-tile statistics in the order of ``.obs``, each flat; no voxel is read.
+
+        A cohort of 100,000 label volumes has tens of millions of label points: nothing is made for a volume.
+        """
+        ids, columns = read_ragged(layout.join(self.uri, "tiles"), TILES_INDEX, context(self.config), names)
+        shards, slots = strings(self.obs["shard"]), self.obs["slot"].tolist()
+        at = ids.get_indexer(pd.Index([volume_key(s, n) for s, n in zip(shards, slots, strict=True)]))
+        if at.min(initial=0) < 0:
+            lost = self.obs.index[at < 0][0]
+            raise StoreError(f"volume {lost!r} of {self.uri} has no tile statistics: ingest it again")
+        return {name: column.take(np.asarray(at, np.int64)) for name, column in columns.items()}
+
     def tile_statistics(self) -> pd.DataFrame:
         """Per-tile statistics in the order of ``.obs`` (see ``IMAGE_TILES`` and ``LABEL_TILES``); no voxel is read."""
-        table = read_table(layout.join(self.uri, "tiles"), TILES_INDEX, context(self.config))
-        keys = [volume_key(s, n) for s, n in zip(self.obs["shard"], self.obs["slot"], strict=True)]
-        return table.loc[keys].set_index(self.obs.index)
+        columns = self.tile_columns([c.name for c in (LABEL_TILES if self.kind == "label" else IMAGE_TILES)])
+        rows = {name: pd.Series(column.rows(), self.obs.index, dtype=object) for name, column in columns.items()}
+        return pd.DataFrame(rows, index=self.obs.index)
 
     def histograms(self) -> pd.DataFrame:
         """Histogram of every volume: counts, lower edge of the first bin, bin width (physical values).

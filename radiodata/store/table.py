@@ -6,11 +6,15 @@ TileDB-Py's own pandas door refuses pandas 3 or wants pyarrow, so columns go thr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import tiledb
+import tiledb.libtiledb as lt
+from tiledb.main import PyQuery
+from tiledb.subarray import Subarray
 
 from radiodata.errors import ConfigError, StoreError
 from radiodata.store.context import patiently
@@ -42,6 +46,34 @@ class Column:
     name: str
     kind: str
     large: bool = False
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A column of lists, flat: row i is ``values[start[i]:start[i + 1]]``; int64, shape ``(n + 1,)``."""
+
+    values: NDArray[Any]
+    start: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Ragged:
+        """Column of some rows, in the order given."""
+        lengths = np.diff(self.start)[rows]
+        start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        at = np.arange(start[-1]) + np.repeat(self.start[rows] - start[:-1], lengths)
+        return Ragged(self.values[at], start)
+
+    def rows(self) -> list[NDArray[Any]]:
+        """One array a row, all views."""
+        return [self.values[a:b] for a, b in pairwise(self.start.tolist())]
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What TileDB gives of one column: bytes of the cells, where each begins, and which are not null."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.uint64]
+    valid: NDArray[np.uint8] | None = None
 
 
 def infer_columns(frame: pd.DataFrame) -> list[Column]:
@@ -205,16 +237,57 @@ def read_table(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | N
         raise StoreError(f"cannot read the table {uri}: {error}") from error
 
 
+def read_ragged(
+    uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str]
+) -> tuple[pd.Index[str], dict[str, Ragged]]:
+    """Read columns of lists flat, in no order of their own: ids, and for each column its values and where rows begin.
+
+    Raises
+    ------
+    StoreError
+        When the table cannot be read.
+    """
+    try:
+        return patiently(lambda: _read_ragged(uri, index, ctx, columns))
+    except tiledb.TileDBError as error:
+        raise StoreError(f"cannot read the table {uri}: {error}") from error
+
+
 def _read(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None) -> pd.DataFrame:
     with tiledb.open(uri, ctx=ctx) as array:
         schema = array.schema
         kinds = {schema.attr(i).name: _kind_of(schema.attr(i)) for i in range(schema.nattr)}
         names = list(columns) if columns is not None else list(kinds)
-        # not array.query(...)[:]: that makes TileDB's global context, which a forked child must not inherit
-        raw = array.subarray(slice(None), attrs=names, coords=[index])
-    frame = {name: _decode(raw[name], kinds[name]) for name in names}
-    ids = pd.Index([i.decode() for i in raw[index]], name=index, dtype="str" if _STR_DEFAULT else object)
-    return pd.DataFrame(frame, index=ids).sort_index()
+        raw = _query(array, index, names, ctx)
+    ids = _ids(raw[index], index)
+    order = np.argsort(ids.to_numpy(object), kind="stable")
+    frame = {name: _decode(raw[name], kinds[name], order) for name in names}
+    return pd.DataFrame(frame, index=ids[order])
+
+
+def _read_ragged(
+    uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str]
+) -> tuple[pd.Index[str], dict[str, Ragged]]:
+    with tiledb.open(uri, ctx=ctx) as array:
+        kinds = {name: _kind_of(array.schema.attr(name)) for name in columns}
+        raw = _query(array, index, list(columns), ctx)
+    return _ids(raw[index], index), {name: _ragged(raw[name], _DTYPES[kinds[name]]) for name in columns}
+
+
+def _query(array: tiledb.Array, index: str, names: list[str], ctx: tiledb.Ctx) -> dict[str, _Buffers]:
+    """Buffers of every row as TileDB fills them.
+
+    ``array[:]`` makes a Python object of each cell, and ``array.query`` TileDB's global context, which a forked child
+    must not inherit.
+    """
+    query = PyQuery(ctx, array, (*names, index), (), lt.LayoutType.UNORDERED, False)
+    query.set_subarray(Subarray(array, ctx))  # without ranges: everything
+    query.submit()
+    return {name: _Buffers(*buffers) for name, buffers in query.results().items()}
+
+
+def _ids(raw: _Buffers, index: str) -> pd.Index[str]:
+    return pd.Index(_texts(raw), name=index, dtype="str" if _STR_DEFAULT else object)
 
 
 _STR_DEFAULT = int(pd.__version__.split(".", maxsplit=1)[0]) >= 3
@@ -229,26 +302,48 @@ def _kind_of(attr: tiledb.Attr) -> str:
     return f"{plain}s" if attr.isvar and plain in ("int", "float") else plain
 
 
-def _decode(values: Any, kind: str) -> Any:
-    if kind == "bytes":
-        return _objects([bytes(v) for v in values])
-    if kind in ("ints", "floats"):
-        return _objects([np.asarray(v) for v in values])
-    mask = np.ma.getmaskarray(values)
-    data = np.ma.getdata(values)
+def _decode(raw: _Buffers, kind: str, order: NDArray[np.int64]) -> Any:
+    if kind in _LISTS:
+        return _decode_lists(raw, kind)[order]
+    known = np.ones(len(order), bool) if raw.valid is None or not len(raw.valid) else raw.valid.astype(bool)
+    if kind == "string":
+        cells = _objects(_texts(raw))
+        cells[~known] = None
+        return pd.array(cells[order], dtype="string")
+    data, mask = raw.data.view(_DTYPES[kind])[order], ~known[order]
     if kind == "float":
         return np.where(mask, np.nan, data)
     if kind == "datetime":
         return pd.Series(np.where(mask, np.datetime64("NaT"), data)).to_numpy("datetime64[ns]")
-    if kind == "string":
-        return pd.array([None if m else str(v) for v, m in zip(data, mask, strict=True)], dtype="string")
     if kind == "bool":
         return pd.arrays.BooleanArray(data.astype(bool), mask)
     return pd.arrays.IntegerArray(data.astype(np.int64), mask)
 
 
+def _decode_lists(raw: _Buffers, kind: str) -> NDArray[Any]:
+    if kind == "bytes":
+        whole, at = raw.data.tobytes(), _bounds(raw, 1)
+        return _objects([whole[a:b] for a, b in pairwise(at.tolist())])
+    return _objects(_ragged(raw, _DTYPES[kind]).rows())
+
+
+def _texts(raw: _Buffers) -> list[str]:
+    """Strings of a buffer; where all is ASCII, bytes and characters are counted alike, and it is decoded at once."""
+    whole, at = raw.data.tobytes(), _bounds(raw, 1).tolist()
+    if whole.isascii():
+        text = whole.decode("ascii")
+        return [text[a:b] for a, b in pairwise(at)]
+    return [whole[a:b].decode() for a, b in pairwise(at)]
+
+
+def _ragged(raw: _Buffers, dtype: np.dtype[Any]) -> Ragged:
+    return Ragged(raw.data.view(dtype), _bounds(raw, dtype.itemsize))
+
+
+def _bounds(raw: _Buffers, width: int) -> NDArray[np.int64]:
+    """Where each row begins and the last one ends, counted in values of `width` bytes."""
+    return np.append(raw.offsets, raw.data.nbytes).astype(np.int64) // width
+
+
 def _objects(cells: list[Any]) -> NDArray[Any]:
-    out = np.empty(len(cells), dtype=object)
-    for i, cell in enumerate(cells):
-        out[i] = cell
-    return out
+    return np.fromiter(cells, dtype=object, count=len(cells))
