@@ -20,6 +20,7 @@ from radiodata.store.table import (
     create_table,
     infer_columns,
     read_columns,
+    read_ragged,
     read_table,
     write_rows,
 )
@@ -231,3 +232,23 @@ def test_an_id_with_a_nul_is_refused(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1]}, index=["a\x00"])
     with pytest.raises(ConfigError, match="holds a NUL"):
         write_rows(str(tmp_path / "t"), frame, infer_columns(frame), context())
+
+
+rows_of_lists = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), min_size=1, max_size=12)
+
+
+@quick
+@given(rows_of_lists, st.data())
+def test_columns_of_lists_are_read_flat_and_taken_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, lists: list[list[int]], data: st.DataObject
+) -> None:
+    uri, columns = str(tmp_path_factory.mktemp("flat") / "table"), [Column("points", "ints")]
+    frame = pd.DataFrame({"points": lists}, index=[f"v{i}" for i in range(len(lists))])
+    create_table(uri, "key", columns, context())
+    write_rows(uri, frame, columns, context())
+    ids, flat = read_ragged(uri, "key", context(), ["points"])
+    picked = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=20))
+    taken = flat["points"].take(ids.get_indexer(pd.Index([f"v{i}" for i in picked], dtype=ids.dtype)))
+    assert [r.tolist() for r in taken.rows()] == [lists[i] for i in picked]
+    assert taken.values.dtype == np.int64
+    assert len(taken.start) == len(picked) + 1

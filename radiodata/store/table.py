@@ -57,10 +57,10 @@ class Ragged:
 
     def take(self, rows: NDArray[np.int64]) -> Ragged:
         """Column of some rows, in the order given."""
-        lengths = np.diff(self.start)[rows]
-        start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        at = np.arange(start[-1]) + np.repeat(self.start[rows] - start[:-1], lengths)
-        return Ragged(self.values[at], start)
+        first, last = self.start[rows], self.start[rows + 1]
+        parts = [self.values[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+        start = np.concatenate([[0], np.cumsum(last - first)]).astype(np.int64)
+        return Ragged(np.concatenate([self.values[:0], *parts]), start)
 
     def rows(self) -> list[NDArray[Any]]:
         """One array a row, all views."""
