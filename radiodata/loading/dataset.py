@@ -282,10 +282,8 @@ class PatchDataset(IterableDataset[Sample]):
 
     def _read_unit(self, key: UnitKey) -> list[Crop]:
         unit = self.plan.unit(*key)
-        with self.stats.timed("read"):
-            crops, nbytes = self._reader.read(unit)
-        self.stats.count("units_read")
-        self.stats.count("bytes_read", nbytes)
+        crops, took = self._reader.read(unit)
+        self.stats.merge(took)
         return crops
 
     def __getstate__(self) -> dict[str, Any]:

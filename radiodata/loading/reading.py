@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from radiodata.geometry import box, box_slices, clip_box
+from radiodata.store.direct import Meter
 from radiodata.store.reader import read_box
 from radiodata.store.volume import physical
 
@@ -89,22 +91,25 @@ class UnitReader:
     keys: Mapping[str, KeySource]
     config: ReadConfig
 
-    def read(self, unit: Unit) -> tuple[list[Crop], int]:
-        """Crops of a unit, and the bytes of the boxes that were read for them."""
+    def read(self, unit: Unit) -> tuple[list[Crop], dict[str, float]]:
+        """Crops of a unit, and what they took: totals of ``LoaderStats``."""
+        begun, meter = time.perf_counter_ns(), Meter()
         frame = None if unit.channels is None else unit.channels[0]
         crops = [Crop(unit.volume, start, unit.patch, {}, frame) for start in unit.starts]
         read = 0
         for key, held in self.keys.items():
-            blocks = [self._block(sources[unit.volume], unit) for sources in held.sources]
+            blocks = [self._block(sources[unit.volume], unit, meter) for sources in held.sources]
             block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
             read += block.nbytes
             for crop in crops:
                 crop.voxels[key] = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held)
-        return crops, read
+        cut = time.perf_counter_ns() - begun - meter.wall
+        seconds = {"read_seconds": meter.read / 1e9, "decode_seconds": meter.decode / 1e9, "cut_seconds": cut / 1e9}
+        return crops, {**seconds, "units_read": 1, "bytes_read": read}
 
-    def _block(self, source: VoxelSource, unit: Unit) -> Voxels:
+    def _block(self, source: VoxelSource, unit: Unit, meter: Meter) -> Voxels:
         chosen = unit.channels if source.shape[0] > 1 else None
-        stored = read_box(source, unit.region, channels=chosen, config=self.config)
+        stored = read_box(source, unit.region, channels=chosen, config=self.config, meter=meter)
         return physical(stored if chosen is None else stored[:: unit.stride], source)
 
 

@@ -14,7 +14,7 @@ from radiodata.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-STAGES = ("wait", "read", "transform", "collate", "transfer")
+STAGES = ("wait", "read", "decode", "cut", "transform", "collate", "transfer")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,11 @@ class LoaderStats:
     wait_seconds
         Time for which the training loop waited for a batch.
     read_seconds
-        TileDB: reading and decoding tiles, cutting crops.
+        Getting the bytes of tiles. A TileDB query counts whole here, since it does not tell reading from decoding.
+    decode_seconds
+        Decompressing tiles, undoing the shuffle, and placing them into the unit's box.
+    cut_seconds
+        Cutting crops out of the box; physical values, where a slope applies.
     transform_seconds
         Transforms.
     collate_seconds
@@ -48,6 +52,8 @@ class LoaderStats:
 
     wait_seconds: float = 0.0
     read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    cut_seconds: float = 0.0
     transform_seconds: float = 0.0
     collate_seconds: float = 0.0
     transfer_seconds: float = 0.0
@@ -84,7 +90,7 @@ class Stats:
     Examples
     --------
     >>> stats = Stats()
-    >>> with stats.timed("read"):
+    >>> with stats.timed("collate"):
     ...     stats.count("units_read")
     >>> stats.report().units_read
     1

@@ -15,7 +15,7 @@ import tiledb.libtiledb as lt
 from radiodata.errors import StoreError, TileReadError
 from radiodata.geometry import box_shape
 from radiodata.store.context import DEFAULT_READ, context, handles
-from radiodata.store.direct import Corrupt
+from radiodata.store.direct import Corrupt, Meter
 
 if TYPE_CHECKING:
     from radiodata._typing import Box, Voxels
@@ -29,6 +29,7 @@ def read_box(
     *,
     channels: tuple[int, int] | None = None,
     config: ReadConfig = DEFAULT_READ,
+    meter: Meter | None = None,
 ) -> Voxels:
     """Read a box of stored voxels.
 
@@ -43,6 +44,8 @@ def read_box(
         Start and stop per axis in voxels, inside the volume; shape ``(3, 2)``.
     channels
         First and last + 1; by default all.
+    meter
+        Counts where the time goes.
 
     Returns
     -------
@@ -55,14 +58,15 @@ def read_box(
     """
     first, last = channels or (0, source.shape[0])
     _refuse_outside(source, box, first, last)
-    out = np.empty((last - first, *box_shape(box)), source.dtype)
-    try:
-        done = handles().direct.read(source, box, (first, last), out, config, context)
-    except Corrupt as why:
-        _query(source, box, first, last, out, config)  # says more of it where TileDB notices, too
-        raise TileReadError(_where(source, box, f"{why}: the tile is damaged")) from why
-    if not done:
-        _query(source, box, first, last, out, config)
+    out, meter = np.empty((last - first, *box_shape(box)), source.dtype), meter or Meter()
+    with meter.call():
+        try:
+            done = handles().direct.read(source, box, (first, last), out, config, context, meter)
+        except Corrupt as why:
+            _query(source, box, first, last, out, config)  # says more of it where TileDB notices, too
+            raise TileReadError(_where(source, box, f"{why}: the tile is damaged")) from why
+        if not done:
+            _query(source, box, first, last, out, config)
     return out
 
 

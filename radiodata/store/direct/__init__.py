@@ -14,7 +14,8 @@ refused, and the caller asks TileDB. TileDB still says which fragments there are
     process   what this process keeps open
 """
 
+from radiodata.store.direct.meter import Meter
 from radiodata.store.direct.process import Direct
 from radiodata.store.direct.refusal import Corrupt, Refused
 
-__all__ = ["Corrupt", "Direct", "Refused"]
+__all__ = ["Corrupt", "Direct", "Meter", "Refused"]

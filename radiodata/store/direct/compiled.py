@@ -12,6 +12,7 @@ import os
 import struct
 import tempfile
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from radiodata.store.direct.plan import Spans, Work
     from radiodata.store.direct.schema import Layout
 
-    Reader: TypeAlias = Callable[[DataFile, Fragment, Spans, Work, Voxels], None]
+    Reader: TypeAlias = Callable[[DataFile, Fragment, Spans, Work, Voxels], int]
 
 VARIABLE = "RADIODATA_COMPILED"
 _log = logging.getLogger("radiodata.store")
@@ -118,12 +119,13 @@ class _Scratch(threading.local):
 
 
 def _addresses() -> NDArray[np.int64]:
-    """Addresses of pread and ZSTD_decompressDCtx."""
+    """Addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask."""
     from zstandard import _cffi  # type: ignore[attr-defined]
 
     zstd = _cffi.ffi.cast("uintptr_t", _cffi.ffi.addressof(_cffi.lib, "ZSTD_decompressDCtx"))
-    pread = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value
-    return np.array([pread, int(zstd)], np.int64)
+    libc = ctypes.CDLL(None)
+    pread, clock = (ctypes.cast(f, ctypes.c_void_p).value for f in (libc.pread, libc.clock_gettime))
+    return np.array([pread, int(zstd), clock, time.CLOCK_MONOTONIC], np.int64)
 
 
 def _reader(function: Any) -> Reader:
@@ -131,18 +133,19 @@ def _reader(function: Any) -> Reader:
 
     calls, kept = _addresses(), _Scratch()
 
-    def read(file: DataFile, fragment: Fragment, spans: Spans, work: Work, out: Voxels) -> None:
-        layout = fragment.layout
+    def read(file: DataFile, fragment: Fragment, spans: Spans, work: Work, out: Voxels) -> int:
+        layout, clock = fragment.layout, np.zeros(3, np.int64)
         scratch, words = kept.fit(layout), out.reshape(-1).view(f"u{layout.dtype.itemsize}")
         low, high = zip(*spans, strict=True)
         for batch in taken(work):
             wrong = function(
                 calls, scratch.decoder, file.fd, layout.zstd, layout.shuffle, layout.chunk, layout.tile,
                 fragment.offsets, np.array(batch, np.int64), low, high, scratch.file, scratch.chunk,
-                out.shape, words,
+                out.shape, words, clock,
             )  # fmt: skip
             if wrong:
                 raise (Corrupt if wrong in CORRUPT else Damaged)(WRONG[wrong])
+        return int(clock[2])
 
     return read
 

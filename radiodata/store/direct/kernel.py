@@ -1,7 +1,7 @@
 """Tiles read, decoded and cut in one compiled function that holds no GIL. Imports numba: see ``compiled``.
 
-libc's ``pread`` and zstd's ``ZSTD_decompressDCtx`` are called by address; the addresses are arguments, so that
-numba may keep the machine code in its cache. Every length is checked before it is used.
+libc's ``pread`` and ``clock_gettime`` and zstd's ``ZSTD_decompressDCtx`` are called by address; the addresses are
+arguments, so that numba may keep the machine code in its cache. Every length is checked before it is used.
 """
 
 from __future__ import annotations
@@ -97,17 +97,19 @@ _cut = numba.njit(inline="always")(_cut_py)
 def read_py(
     calls: Any, decoder: Any, fd: Any, zstd: Any, shuffle: Any, chunk: Any, tile: Any, offsets: Any, pieces: Any,
     low: Any, high: Any, buffer: Any, scratch: Any, shape: Any, out: Any,
+    clock: Any,
 ) -> int:  # fmt: skip
     """Read pieces (rows of channel, x, y, z, first, count) into `out`; give 0, or what is wrong.
 
-    calls: addresses of pread and ZSTD_decompressDCtx; chunk: in cells; buffer: a piece as on disk; scratch: a
-    chunk and 64 bytes more; out: flat unsigned ints, of `shape` (channel, x, y, z).
+    calls: addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask; chunk: in cells; buffer:
+    a piece as on disk; scratch: a chunk and 64 bytes more; out: flat unsigned ints, of `shape` (channel, x, y, z);
+    clock: room for a timespec, and the nanoseconds of reading, which are added to.
     """
     size = out.itemsize
     cells, plane = tile[0] * tile[1] * tile[2], tile[1] * tile[2]
     chunks = (cells + chunk - 1) // chunk
     head = 36 if shuffle else (28 if zstd else 12)
-    disk, room = np.int64(buffer.ctypes.data), np.int64(scratch.ctypes.data)
+    disk, room, now = np.int64(buffer.ctypes.data), np.int64(scratch.ctypes.data), np.int64(clock.ctypes.data)
     for piece in range(len(pieces)):
         channel, x, y, z0 = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2], pieces[piece, 3]
         tile0, count = pieces[piece, 4], pieces[piece, 5]
@@ -115,8 +117,12 @@ def read_py(
         length = np.int64(offsets[tile0 + count]) - start
         if length > len(buffer):
             return 1
+        _call(calls[2], (calls[3], now))
+        begun = clock[0] * 1_000_000_000 + clock[1]
         if _call(calls[0], (np.int64(fd), disk, length, start)) != length:
             return 2
+        _call(calls[2], (calls[3], now))
+        clock[2] += clock[0] * 1_000_000_000 + clock[1] - begun
         for n in range(count):
             at = np.int64(offsets[tile0 + n]) - start
             end = np.int64(offsets[tile0 + n + 1]) - start

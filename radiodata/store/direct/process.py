@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +15,7 @@ from radiodata.store.direct import compiled, plain
 from radiodata.store.direct.files import DataFile, Recent
 from radiodata.store.direct.listing import Shard, list_shard
 from radiodata.store.direct.metadata import Fragment, parse
+from radiodata.store.direct.meter import Meter
 from radiodata.store.direct.plan import pieces_of, shared_out, spans_of
 from radiodata.store.direct.refusal import Corrupt, Damaged, Refused, need
 
@@ -55,6 +57,7 @@ class Direct:
         out: Voxels,
         config: ReadConfig,
         context: Callable[[ReadConfig], tiledb.Ctx],
+        meter: Meter | None = None,
     ) -> bool:
         """Read a box into `out` (C order), or say that TileDB is to do it: `out` then holds anything.
 
@@ -62,6 +65,8 @@ class Direct:
         ----------
         context
             Gives the TileDB context that lists a shard.
+        meter
+            Counts where the time goes.
 
         Raises
         ------
@@ -75,7 +80,7 @@ class Direct:
             fragment = self._fragment(source, config, context)
             file = self._files.get((source.token, fragment.data), lambda: (DataFile(fragment.data, fragment.size), 1))
             file.check()
-            self._decode(file, fragment, box, channels, out, config)
+            self._decode(file, fragment, box, channels, out, config, meter or Meter())
         except Corrupt:
             raise
         except Refused as why:
@@ -113,7 +118,14 @@ class Direct:
         return _given(self._fragments.get((source.token, folder, source.shape), load))
 
     def _decode(
-        self, file: DataFile, fragment: Fragment, box: Box, channels: tuple[int, int], out: Voxels, config: ReadConfig
+        self,
+        file: DataFile,
+        fragment: Fragment,
+        box: Box,
+        channels: tuple[int, int],
+        out: Voxels,
+        config: ReadConfig,
+        meter: Meter,
     ) -> None:
         spans = spans_of(box)
         pieces = pieces_of(fragment, spans, channels)
@@ -121,17 +133,23 @@ class Direct:
         work = shared_out(pieces, threads)
         read = compiled.reader(fragment) if config.compiled else None
         read = read or plain.read
-        helpers: list[Future[None]] = []
+
+        def timed() -> tuple[int, int]:
+            begun = time.perf_counter_ns()
+            reading = read(file, fragment, spans, work, out)
+            return reading, time.perf_counter_ns() - begun
+
+        helpers: list[Future[tuple[int, int]]] = []
         try:
             with suppress(RuntimeError):  # no more threads, or the interpreter ends: then without
                 for _ in range(threads - 1):
-                    helpers += [self._threads().submit(read, file, fragment, spans, work, out)]
-            read(file, fragment, spans, work, out)
+                    helpers += [self._threads().submit(timed)]
+            meter.share(*timed())
         finally:  # not even after an error may a helper still write into `out`
             late = [helper for helper in helpers if not helper.cancel()]
             wait(late)
         for helper in late:
-            helper.result()
+            meter.share(*helper.result())
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
