@@ -24,6 +24,7 @@ from radiodata.store.table import (
     read_table,
     write_rows,
 )
+from radiodata.store.writer import consolidate_table
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -252,3 +253,24 @@ def test_columns_of_lists_are_read_flat_and_taken_in_any_order(
     assert [r.tolist() for r in taken.rows()] == [lists[i] for i in picked]
     assert taken.values.dtype == np.int64
     assert len(taken.start) == len(picked) + 1
+
+
+IDS = st.text(st.sampled_from("az~% 0é日ß\U0001f600"), min_size=1, max_size=4)
+
+
+@quick
+@given(st.lists(st.dictionaries(IDS, st.integers(0, 9), min_size=1, max_size=12), min_size=2, max_size=5))
+def test_ids_of_any_script_survive_updates_and_merges(
+    tmp_path_factory: pytest.TempPathFactory, updates: list[dict[str, int]]
+) -> None:
+    uri, columns = str(tmp_path_factory.mktemp("ids") / "table"), [Column("n", "int")]
+    create_table(uri, "key", columns, context())
+    expected: dict[str, int] = {}
+    for number, rows in enumerate(updates):
+        write_rows(uri, pd.DataFrame({"n": list(rows.values())}, index=list(rows)), columns, context())
+        expected |= rows
+        if number % 2:
+            consolidate_table(uri, context())
+        found = read_table(uri, "key", context())["n"]
+        assert found.to_dict() == expected
+        assert list(found.index) == sorted(expected)

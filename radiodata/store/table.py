@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ _DTYPES: dict[str, Any] = {
     "bytes": "blob",
 }
 _LISTS = ("ints", "floats", "bytes")
+_PLAIN = "".join(chr(c) for c in range(32, 127) if chr(c) != "%")
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def write_rows(uri: str, frame: pd.DataFrame, columns: Sequence[Column], ctx: ti
         return
     if odd := [i for i in frame.index if "\x00" in str(i)]:
         raise ConfigError(f"an id holds a NUL character: {odd[0]!r}")
-    ids = np.array([str(i).encode() for i in frame.index], dtype=object)
+    ids = np.array([_stored_id(str(i)) for i in frame.index], dtype=object)
     values = {c.name: _encode(frame[c.name], c.kind) for c in columns}
     with tiledb.open(uri, "w", ctx=ctx) as array:
         array[ids] = values
@@ -286,8 +288,18 @@ def _query(array: tiledb.Array, index: str, names: list[str], ctx: tiledb.Ctx) -
     return {name: _Buffers(*buffers) for name, buffers in query.results().items()}
 
 
+def _stored_id(text: str) -> bytes:
+    """Percent-encode what is not printable ASCII.
+
+    libtiledb 2.30 orders bytes above 127 in one way when it writes and in another when it merges fragments: rows get
+    lost or mixed up, or it crashes.
+    """
+    return quote(text, safe=_PLAIN).encode()
+
+
 def _ids(raw: _Buffers, index: str) -> pd.Index[str]:
-    return pd.Index(_texts(raw), name=index, dtype="str" if _STR_DEFAULT else object)
+    texts = [unquote(t) if "%" in t else t for t in _texts(raw)]
+    return pd.Index(texts, name=index, dtype="str" if _STR_DEFAULT else object)
 
 
 _STR_DEFAULT = int(pd.__version__.split(".", maxsplit=1)[0]) >= 3
