@@ -1,4 +1,4 @@
-"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``advise``.
+"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``verify``, ``advise``.
 
 Exit codes: 0 ok, 1 the work failed, 2 the command makes no sense. Heavy imports wait until a command runs.
 """
@@ -120,6 +120,30 @@ def info(uri: Uri, as_json: Annotated[bool, typer.Option("--json", help="Print J
         sys.stdout.write(json.dumps(summary, indent=2) + "\n")
     else:
         _print_summary(summary)
+
+
+@app.command()
+def verify(
+    uri: Uri,
+    collection: Annotated[
+        list[str] | None, typer.Option(help="A collection to be checked; repeatable; by default all.")
+    ] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Check so many volumes, drawn at random.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the sample.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads; each holds one volume in memory.")] = 2,
+) -> None:
+    """Read volumes whole and compare them with the hashes recorded at ingest; names what differs."""
+    from radiodata.store import Cohort
+    from radiodata.store import verify as check
+
+    cohort = Cohort(uri)
+    with _progress("verify") as tell:
+        found = check(cohort, collections=collection, sample=sample, seed=seed, workers=workers, progress=tell)
+    for problem in found.problems:
+        err.print(f"[red]differs:[/red] {escape(str(problem))}", highlight=False, soft_wrap=True)
+    out.print(f"{found.checked} volumes checked, {len(found.problems)} differ: {uri}", highlight=False, markup=False)
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @app.command()

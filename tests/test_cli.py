@@ -188,3 +188,14 @@ def test_the_installed_command_runs_and_imports_nothing_heavy_to_explain_itself(
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert "Usage" in done.stdout
+
+
+def test_verify_names_what_differs_and_fails(run, make_files: MakeFiles, tmp_path: Path) -> None:
+    images, uri = make_files(2), tmp_path / "cohort"
+    assert run("ingest", uri, *given(images))[0] == 0
+    assert run("verify", uri)[:2] == (0, f"4 volumes checked, 0 differ: {uri}\n")
+    assert run("verify", uri, "--collection", "CT", "--sample", "1")[1] == f"1 volumes checked, 0 differ: {uri}\n"
+    shutil.rmtree(uri / "CT" / "voxels")
+    code, out, err = run("verify", uri)
+    assert (code, out) == (1, f"4 volumes checked, 2 differ: {uri}\n")
+    assert all(f"{subject}_CT" in err for subject in Cohort(uri).subjects)

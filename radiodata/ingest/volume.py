@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from radiodata.ingest.statistics import image_statistics, label_statistics
 from radiodata.store.context import context
 from radiodata.store.layout import shard_name, shard_uri
 from radiodata.store.obs import RUN, SUBJECT, volume_key
+from radiodata.store.verify import content_hash
 from radiodata.store.writer import ensure_shard, write_volume
 
 if TYPE_CHECKING:
@@ -102,9 +102,6 @@ def _grid(volume: NiftiVolume) -> dict[str, Any]:
 
 
 def _source(volume: NiftiVolume, path: Path) -> dict[str, Any]:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{volume.voxels.dtype.str}{volume.voxels.shape}".encode())
-    digest.update(volume.voxels.data)
     return {
         "source_uri": str(path),
         "source_format": "nifti",
@@ -112,5 +109,5 @@ def _source(volume: NiftiVolume, path: Path) -> dict[str, Any]:
         "source_orientation": volume.source_orientation,
         "source_hash": volume.source_hash,
         "source_header": volume.header,
-        "content_hash": digest.hexdigest(),
+        "content_hash": content_hash(volume.voxels),
     }

@@ -5,6 +5,17 @@ from radiodata.store.collection import VolumeCollection
 from radiodata.store.config import ReadConfig, StoreConfig
 from radiodata.store.obs import VoxelSource
 from radiodata.store.reader import read_box
+from radiodata.store.verify import Verified, verify
 from radiodata.store.volume import Volume
 
-__all__ = ["Cohort", "ReadConfig", "StoreConfig", "Volume", "VolumeCollection", "VoxelSource", "read_box"]
+__all__ = [
+    "Cohort",
+    "ReadConfig",
+    "StoreConfig",
+    "Verified",
+    "Volume",
+    "VolumeCollection",
+    "VoxelSource",
+    "read_box",
+    "verify",
+]
