@@ -18,6 +18,10 @@ class ConfigError(RadiodataError, ValueError):
     """A setting that cannot be used: an unknown key, a value out of range, two settings at odds."""
 
 
+class ExpressionError(RadiodataError, ValueError):
+    """A filter expression that cannot be parsed, or does not fit the columns."""
+
+
 class StoreError(RadiodataError):
     """A store that cannot be opened, read or written."""
 

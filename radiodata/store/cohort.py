@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from radiodata.errors import ConfigError, ObsNotFoundError
@@ -12,11 +13,14 @@ from radiodata.store import layout
 from radiodata.store.collection import VolumeCollection
 from radiodata.store.context import DEFAULT_READ, context
 from radiodata.store.obs import RUN, SUBJECT, strings
+from radiodata.store.query import subjects_where
 from radiodata.store.table import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from radiodata.store.config import ReadConfig, StoreConfig, TilingLike
 
@@ -54,7 +58,7 @@ class Cohort:
         token = uuid.uuid4().hex
         table = layout.join(self.uri, layout.OBS_META)
         self.obs_meta: pd.DataFrame = read_table(table, SUBJECT, context(config)).drop(columns=RUN)
-        opened = (VolumeCollection.open(self.uri, name, token, config) for name in names)
+        opened = (VolumeCollection.open(self.uri, name, token, config, self.obs_meta) for name in names)
         # a subject row is written last: volumes without one belong to an ingest that never finished
         self._collections = {c.name: _of_subjects(c, self.obs_meta.index) for c in opened}
 
@@ -113,8 +117,29 @@ class Cohort:
             raise ObsNotFoundError(f"the cohort at {self.uri} has no subject {missing}")
         if len(set(wanted)) < len(wanted):
             raise ConfigError(f"subjects are named twice: {sorted({s for s in wanted if wanted.count(s) > 1})}")
+        return self._at(self.obs_meta.index.get_indexer(pd.Index(wanted)))
+
+    def filter(self, expression: str) -> Cohort:
+        """View of the subjects for which an expression holds, and of their volumes: ``"age > 40 and sex == 'F'"``.
+
+        Columns of `obs_meta`, ``obs_subject_id``, and ``CT.spacing_z`` for that of the subject's volume in a
+        collection; see ``radiodata.store.expression`` for what can be written.
+
+        Raises
+        ------
+        ExpressionError
+            When it is no expression, names a column that is not there, or compares what cannot be compared.
+
+        Examples
+        --------
+        >>> cohort.filter("sex == 'F' and age between 40 and 60").CT       # doctest: +SKIP
+        >>> cohort.filter("CT.spacing_z <= 1.5 and diagnosis is not null")  # doctest: +SKIP
+        """
+        return self._at(np.flatnonzero(subjects_where(self, expression)))
+
+    def _at(self, positions: NDArray[np.intp]) -> Cohort:
         view = object.__new__(Cohort)
-        view.uri, view._config, view.obs_meta = self.uri, self._config, self.obs_meta.loc[wanted]
+        view.uri, view._config, view.obs_meta = self.uri, self._config, self.obs_meta.iloc[positions]
         view._collections = {n: _of_subjects(c, view.obs_meta.index) for n, c in self._collections.items()}
         return view
 

@@ -25,6 +25,7 @@ from radiodata.store.obs import (
     visible_columns,
     volume_key,
 )
+from radiodata.store.query import volumes_where
 from radiodata.store.table import read_ragged, read_table
 from radiodata.store.volume import Volume
 
@@ -56,19 +57,30 @@ class VolumeCollection:
     """
 
     def __init__(
-        self, name: str, uri: str, kind: str, tile: Shape3, obs: pd.DataFrame, token: str, config: ReadConfig
+        self,
+        name: str,
+        uri: str,
+        kind: str,
+        tile: Shape3,
+        obs: pd.DataFrame,
+        token: str,
+        config: ReadConfig,
+        obs_meta: pd.DataFrame | None = None,
     ) -> None:
         self.name, self.uri, self.kind, self.tile, self.obs = name, uri, kind, tile, obs
         self._token, self.config = token, config
+        self._obs_meta = pd.DataFrame() if obs_meta is None else obs_meta
 
     @classmethod
-    def open(cls, cohort_uri: str, name: str, token: str, config: ReadConfig) -> VolumeCollection:
-        """Open a collection of the cohort at `cohort_uri`."""
+    def open(
+        cls, cohort_uri: str, name: str, token: str, config: ReadConfig, obs_meta: pd.DataFrame | None = None
+    ) -> VolumeCollection:
+        """Open a collection of the cohort at `cohort_uri`, whose subject table is `obs_meta`."""
         uri, ctx = layout.join(cohort_uri, name), context(config)
         with tiledb.Group(uri, "r", ctx=ctx) as group:
             kind, tile = str(group.meta[layout.KIND_KEY]), str(group.meta[layout.TILE_KEY])
         obs = read_table(layout.join(uri, "obs"), OBS_ID, ctx, visible_columns())
-        return cls(name, uri, kind, shape3([int(t) for t in tile.split(",")]), obs, token, config)
+        return cls(name, uri, kind, shape3([int(t) for t in tile.split(",")]), obs, token, config, obs_meta)
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -102,7 +114,21 @@ class VolumeCollection:
 
     def view(self, obs: pd.DataFrame) -> VolumeCollection:
         """Give the collection restricted to the rows of `obs`."""
-        return VolumeCollection(self.name, self.uri, self.kind, self.tile, obs, self._token, self.config)
+        same = (self._token, self.config, self._obs_meta)
+        return VolumeCollection(self.name, self.uri, self.kind, self.tile, obs, *same)
+
+    def filter(self, expression: str) -> VolumeCollection:
+        """View of the volumes for which an expression holds: ``"spacing_z < 3 and age > 40"``.
+
+        Columns of `obs`, ``obs_id``, and columns of the volume's subject in `obs_meta`; see
+        ``radiodata.store.expression`` for what can be written.
+
+        Raises
+        ------
+        ExpressionError
+            When it is no expression, names a column that is not there, or compares what cannot be compared.
+        """
+        return self.view(self.obs[volumes_where(self, self._obs_meta, expression)])
 
     def sources(self) -> VoxelSources:
         """Voxel sources of every volume, in the order of ``.obs``."""
