@@ -47,7 +47,7 @@ def test_ingest_then_info(run, make_files: MakeFiles, tmp_path: Path) -> None:
     assert run("ingest", uri, *given(images), "--tiling", "8")[:2] == (0, f"0 subjects added, 2 were there: {uri}\n")
     code, out, _ = run("info", uri)
     assert code == 0
-    for word in (f"{uri}: 2 subjects, format 1", "CT", "seg", "int16", "uint8", "0, 1", "8, 8, 8", "20 x 22 x 17"):
+    for word in (f"{uri}: 2 subjects, format 2", "CT", "seg", "int16", "uint8", "0, 1", "8, 8, 8", "20 x 22 x 17"):
         assert word in out
 
 
@@ -55,8 +55,9 @@ def test_info_as_json(run, tiny: Tiny) -> None:
     code, out, err = run("info", tiny.cohort.uri, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
-    assert set(found) == {"uri", "format", "subjects", "obs_meta", "collections"}
-    assert (found["uri"], found["format"], found["subjects"]) == (tiny.cohort.uri, 1, 6)
+    assert set(found) == {"uri", "format", "version", "subjects", "obs_meta", "collections"}
+    assert (found["uri"], found["format"], found["version"]) == (tiny.cohort.uri, 2, tiny.cohort.version)
+    assert found["subjects"] == 6
     assert found["obs_meta"] == {n: str(t) for n, t in tiny.cohort.obs_meta.dtypes.items()}
     assert set(found["collections"]) == {"CT", "seg"}
     ct, seg = found["collections"]["CT"], found["collections"]["seg"]

@@ -19,7 +19,7 @@ FLOORS = [
     {"lightning"},
     {"cli", "hydra"},
 ]
-# a door on the cohort itself, opened only when it is used: Cohort.from_niftis
+# a door on the cohort itself, opened only when it is used: Cohort.from_niftis, Cohort.append
 DOORS = {("store/cohort.py", "ingest")}
 
 

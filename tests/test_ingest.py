@@ -22,12 +22,12 @@ from conftest import MakeFiles, Tiny, ras_affine, save
 from radiodata.errors import CohortNotFoundError, ConfigError, IngestError
 from radiodata.ingest import ingest_niftis
 from radiodata.ingest.nifti import load
-from radiodata.ingest.runs import begin_run, clean_abandoned
 from radiodata.ingest.statistics import image_statistics, label_statistics
 from radiodata.store import Cohort, StoreConfig, layout
-from radiodata.store.context import context
+from radiodata.store.context import DEFAULT_READ, context
 from radiodata.store.obs import IMAGE_TILES, LABEL_TILES
-from radiodata.store.table import write_rows
+from radiodata.store.runs import begin_run, clean_abandoned
+from radiodata.store.segments import write_segment
 
 Images = dict[str, list[Path]]
 TILE = 8
@@ -53,7 +53,7 @@ def contents(uri: str) -> dict[str, Any]:
         for volume in collection:
             voxels = volume.to_numpy()
             rows = {n: np.asarray(tiles.loc[volume.obs_id, n]).tolist() for n in tiles.columns}
-            meta = volume.obs.drop(["shard", "slot", "ingest_run"]).to_dict()
+            meta = volume.obs.drop(["shard", "slot"]).to_dict()
             out[volume.obs_id] = (voxels.tobytes(), repr(meta), repr(rows))
     out["obs_meta"] = cohort.obs_meta.sort_index().to_csv()
     return out
@@ -154,7 +154,6 @@ def test_a_refusal_before_anything_is_written_leaves_no_store(make_files: MakeFi
         (IngestError, "has no file in seg", {"images": {"CT": images["CT"], "seg": images["seg"][:1]}}),
         (ConfigError, "holds list", {"images": part(images, 0), "obs_meta": bad_table}),
         (ConfigError, "more than one row for s000", {"images": part(images, 0), "obs_meta": twice}),
-        (ConfigError, "keeps for itself", {"obs_meta": pd.DataFrame({"ingest_run": ["a"]}, index=["s000"])}),
         (IngestError, "has files but no row", {"images": part(images, 0), "obs_meta": pd.DataFrame({"x": []})}),
         (ConfigError, "tiling 'cubic'", {"tiling": "cubic"}),
         (ConfigError, "no collection was given", {"images": {}}),
@@ -201,6 +200,7 @@ def test_an_exception_in_the_middle_leaves_whole_subjects_and_no_rest(
 ) -> None:
     images, uri = make_files(6), str(tmp_path / "c")
     monkeypatch.setattr("radiodata.ingest.pipeline._BATCH", 2)
+    monkeypatch.setattr("radiodata.ingest.pipeline._SECONDS", 0.0)
 
     def stop(done: int, total: int) -> None:
         if done == 3:
@@ -249,14 +249,15 @@ def test_a_changed_file_is_refused(make_files: MakeFiles, tmp_path: Path) -> Non
     assert contents(uri) == before
 
 
-def test_a_collection_cannot_be_added_to_subjects_that_are_there(make_files: MakeFiles, tmp_path: Path) -> None:
-    images, uri = make_files(2), str(tmp_path / "c")
-    ingest_niftis(uri, {"CT": images["CT"]}, tiling=TILE)
-    before = sorted(p for p in Path(uri).rglob("*") if p.name[:2] != "__")
-    with pytest.raises(IngestError, match="is in the cohort without a volume in 'seg'"):
-        ingest_niftis(uri, images, tiling=TILE)
-    assert sorted(p for p in Path(uri).rglob("*") if p.name[:2] != "__") == before
-    assert Cohort(uri).collections == ("CT",)
+def test_a_collection_is_added_to_subjects_that_are_there(make_files: MakeFiles, tmp_path: Path) -> None:
+    images, uri = make_files(3), str(tmp_path / "c")
+    ingest_niftis(uri, {"CT": images["CT"][:2]}, tiling=TILE)
+    report = ingest_niftis(uri, images, tiling=TILE)
+    assert (report.added, report.present) == (["s000", "s001", "s002"], [])
+    assert right(uri, images) == ["s000", "s001", "s002"]
+    whole = str(tmp_path / "whole")
+    ingest_niftis(whole, images, tiling=TILE)
+    assert contents(uri) == contents(whole)
 
 
 def test_settings_at_odds_with_the_cohort_are_refused(make_files: MakeFiles, tmp_path: Path) -> None:
@@ -292,15 +293,15 @@ def test_rows_of_a_dead_run_do_not_come_to_light_with_a_later_one(
     images, uri = make_files(3), str(tmp_path / "c")
     dose = {**images, "dose": images["CT"]}
     ingest_niftis(uri, part(dose, 2), tiling=TILE)
-    written = write_rows
+    written = write_segment
 
-    def die(table: str, *rest: Any) -> None:
-        if table.endswith("obs_meta"):
+    def die(uri: str, path: str, *rest: Any) -> Any:
+        if path.startswith("seg/obs"):
             raise OSError("the disk is gone")
-        written(table, *rest)
+        return written(uri, path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("radiodata.ingest.target.write_rows", die)
+        patch.setattr("radiodata.store.writing.write_segment", die)
         with pytest.raises(OSError, match="the disk is gone"):
             ingest_niftis(uri, dose, tiling=TILE)
     assert Cohort(uri).subjects == ["s002"]
@@ -317,7 +318,7 @@ INGEST = """
 import sys
 import radiodata.ingest.pipeline as pipeline
 from pathlib import Path
-pipeline._BATCH = 2
+pipeline._BATCH, pipeline._SECONDS = 2, 0.0
 root, uri = Path(sys.argv[1]), sys.argv[2]
 images = {n: sorted((root / n).iterdir()) for n in ("CT", "seg")}
 if len(sys.argv) > 3:
@@ -448,13 +449,13 @@ def test_runs_are_cleaned_when_they_are_dead_only(
     held, before = slots_written(uri), contents(uri)
     run = abandon(uri, mark)
     assert slots_written(uri) == held + 1
-    assert clean_abandoned(uri, context()) == ([run] if dead else [])
+    assert clean_abandoned(uri, DEFAULT_READ) == ([run] if dead else [])
     assert slots_written(uri) == held + (not dead)
     assert contents(uri) == before
 
 
 def test_a_zombie_is_dead(make_files: MakeFiles, tmp_path: Path) -> None:
-    from radiodata.ingest.runs import _birth
+    from radiodata.store.runs import _birth
 
     if not Path("/proc/self/stat").exists():
         pytest.skip("this system has no /proc")

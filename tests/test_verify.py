@@ -47,7 +47,8 @@ def test_what_was_ingested_is_right(whole: Cohort) -> None:
 
 
 def test_a_recorded_hash_that_differs_is_named(own: Cohort) -> None:
-    uri = join(own.uri, "CT", "obs")
+    (segment,) = own._snapshot.record.collections["CT"].obs.segments
+    uri = join(own.uri, segment.path)
     rows = read_table(uri, OBS_ID, context()).iloc[[2]].assign(content_hash="0" * 32)
     write_rows(uri, rows, OBS_COLUMNS, context())
     (problem,) = verify(Cohort(own.uri)).problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from radiodata.errors import ConfigError, IngestError, Problem, RadiodataError
 from radiodata.ingest.discover import SubjectFiles, check_headers, group_subjects, is_label_name
-from radiodata.ingest.runs import begin_run, clean_abandoned, clean_run, end_run
 from radiodata.ingest.target import Target
 from radiodata.ingest.volume import Slot, Written, write_file
-from radiodata.store import layout
+from radiodata.store import commits, layout
+from radiodata.store.columns import infer_columns
 from radiodata.store.config import ReadConfig, StoreConfig
-from radiodata.store.obs import RUN, SUBJECT
-from radiodata.store.table import infer_columns
+from radiodata.store.obs import SUBJECT
+from radiodata.store.runs import clean_abandoned
+from radiodata.store.writing import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
     from radiodata.ingest.discover import Files, SubjectRule
     from radiodata.store.config import TilingLike
+    from radiodata.store.record import Record
 
 _BATCH = 16
+_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,12 @@ def ingest_niftis(
     obs_meta: pd.DataFrame | None = None,
     validate_alignment: bool = True,
     subject_id: SubjectRule = None,
-    tiling: TilingLike = "isotropic",
+    tiling: TilingLike | None = None,
     config: StoreConfig | None = None,
     labels: Collection[str] | None = None,
     workers: int = 2,
     exist: Literal["error", "continue"] = "continue",
+    atomic: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestReport:
     """Ingest NIfTI files into the cohort at `uri`.
@@ -70,11 +75,14 @@ def ingest_niftis(
     subject_id
         How a path gives its subject id: a regular expression or a callable; see ``subject_of``.
     tiling
-        See ``StoreConfig``; `config`, where given, says everything about the layout.
+        See ``StoreConfig``; `config`, where given, says everything about the layout. By default that of a cohort
+        that is there, else ``"isotropic"``.
     labels
         Collections that hold labels; by default those named as labels are (``seg``, ``label``, ``mask``).
     workers
         Threads that read, compress and write.
+    atomic
+        Take all subjects or none, in one commit; by default subjects that could be taken stay.
     exist
         ``"error"`` refuses a cohort that is there; ``"continue"`` adds to it and passes over files that it
         holds already, by content.
@@ -88,31 +96,47 @@ def ingest_niftis(
     ConfigError
         When arguments are at odds with each other or with the cohort.
     """
-    config = replace(config or StoreConfig(), tiling=config.tiling if config else tiling)
     table = _table(obs_meta)
-    target = Target(uri, _kinds(images, labels), table, config, ReadConfig())
-    there = layout.cohort_exists(uri, target.ctx)
+    kinds = _kinds(images, labels)
+    target = Target(uri, kinds, table, _config(config, tiling), ReadConfig())
+    there = target.latest()
     if there and exist == "error":
         raise ConfigError(f"a cohort exists at {uri}: choose another URI, or add to it with `radiodata ingest`")
+    if there and config is None and tiling is None:
+        target = replace(target, config=_config_of(there, kinds))
     subjects, problems = group_subjects(images, subject_id, table)
     if not problems:
-        problems = check_headers(subjects, aligned=validate_alignment, workers=workers, orient=config.orient)
+        aligned = validate_alignment
+        problems = check_headers(subjects, aligned=aligned, workers=workers, orient=target.config.orient)
     if problems:
         raise IngestError(f"nothing was written to {uri}", problems)
     if there:
-        clean_abandoned(uri, target.ctx)
-    todo, present = target.check(subjects) if there else (subjects, [])
+        clean_abandoned(uri, target.read)
+    checked = commits.settled(uri, target.read, lambda record: target.check(subjects, record)) if there else None
+    todo, present = checked or (subjects, [])
     if not todo:
         return IngestReport([], present)
     target.create()
-    target.disown(todo)
-    added, problems = _run(target, todo, workers, progress)
+    added, problems = _run(target, todo, workers, atomic, progress)
+    if problems and atomic:
+        raise IngestError(f"nothing was written to {uri}", problems)
     if problems:
         raise IngestError(
             f"{len(added)} subjects were ingested into {uri}, {len(todo) - len(added)} were refused whole",
             problems,
         )
     return IngestReport(added, present)
+
+
+def _config(config: StoreConfig | None, tiling: TilingLike | None) -> StoreConfig:
+    return config if config is not None else StoreConfig(tiling=tiling if tiling is not None else "isotropic")
+
+
+def _config_of(there: Record, kinds: Mapping[str, str]) -> StoreConfig:
+    """Tiles of the collections that are there, where nothing else was asked for."""
+    tiles = {there.collections[name].tile for name in kinds if name in there.collections}
+    tiles = tiles or {collection.tile for collection in there.collections.values()}
+    return StoreConfig(tiling=tiles.pop()) if len(tiles) == 1 else StoreConfig()
 
 
 def _kinds(images: Mapping[str, Files], labels: Collection[str] | None) -> dict[str, str]:
@@ -131,56 +155,62 @@ def _table(obs_meta: pd.DataFrame | None) -> pd.DataFrame | None:
     twice = sorted(set(frame.index[frame.index.duplicated()]))
     if twice:
         raise ConfigError(f"obs_meta has more than one row for {', '.join(twice[:10])}: one row a subject")
-    if RUN in frame.columns:
-        raise ConfigError(f"obs_meta has a column {RUN!r}, which the store keeps for itself: rename it")
     infer_columns(frame)
     return frame
 
 
 def _run(
-    target: Target, subjects: Sequence[SubjectFiles], workers: int, progress: Callable[[int, int], None] | None
+    target: Target,
+    subjects: Sequence[SubjectFiles],
+    workers: int,
+    atomic: bool,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[list[str], list[Problem]]:
-    """Write subjects under the mark of a run; what was refused or cut short leaves nothing behind."""
-    run, problems = begin_run(target.uri, target.ctx), None
-    try:
-        added, problems = _write_all(target, run, subjects, workers, progress)
-        target.optimize(run)
-    finally:
-        if problems is None or problems:
-            clean_run(target.uri, run, target.ctx)
-        end_run(target.uri, run, target.ctx)
+    """Write subjects in a run; what was refused or cut short leaves nothing behind."""
+    with Writer(target.uri, target.read) as writer:
+        folders = target.folders(writer, begin=not atomic)
+        added, problems = _write_all(target, writer, folders, subjects, workers, atomic, progress)
+        if not (atomic and problems):
+            target.optimize(writer)
+        writer.clean = bool(problems)
     done = set(added)
     return [s.subject for s in subjects if s.subject in done], sorted(problems, key=lambda p: p.where)
 
 
 def _write_all(
     target: Target,
-    run: str,
+    writer: Writer,
+    folders: dict[str, str],
     subjects: Sequence[SubjectFiles],
     workers: int,
+    atomic: bool,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[str], list[Problem]]:
+    """Write subjects, and commit those that are whole: as they come, or all at the end."""
     added: list[str] = []
     problems: list[Problem] = []
     batch: list[tuple[str, list[Written]]] = []
+    since = time.monotonic()
     # closing: where this fails, no thread may go on writing while the run is cleaned
-    with closing(_written(target, run, subjects, workers)) as outcomes:
+    with closing(_written(target, writer.run, folders, subjects, workers)) as outcomes:
         for done, (subject, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
             else:
                 batch.append((subject, outcome))
-            if batch and (len(batch) >= _BATCH or done == len(subjects)):
-                target.commit(batch, run)
-                added += [s for s, _ in batch]
-                batch = []
+            enough = not atomic and len(batch) >= _BATCH and time.monotonic() - since >= _SECONDS
+            if batch and (enough or done == len(subjects)) and not (atomic and problems):
+                ready = batch
+                writer.commit(f"ingest {len(ready)} subjects", lambda draft: target.add(draft, folders, ready))  # noqa: B023
+                added += [s for s, _ in ready]
+                batch, since = [], time.monotonic()
             if progress is not None:
                 progress(done, len(subjects))
     return added, problems
 
 
 def _written(
-    target: Target, run: str, subjects: Sequence[SubjectFiles], workers: int
+    target: Target, run: str, folders: dict[str, str], subjects: Sequence[SubjectFiles], workers: int
 ) -> Generator[tuple[str, list[Written] | Problem], None, None]:
     """Write subjects in threads, at most two waiting a worker, and give them as they are done."""
     waiting = iter(enumerate(subjects))
@@ -189,7 +219,7 @@ def _written(
     try:
         while True:
             for index, subject in waiting:
-                running.add(pool.submit(_write_subject, target, run, index, subject))
+                running.add(pool.submit(_write_subject, target, run, folders, index, subject))
                 if len(running) >= 2 * workers:
                     break
             if not running:
@@ -200,10 +230,12 @@ def _written(
         pool.shutdown(cancel_futures=True)
 
 
-def _write_subject(target: Target, run: str, index: int, subject: SubjectFiles) -> tuple[str, list[Written] | Problem]:
+def _write_subject(
+    target: Target, run: str, folders: dict[str, str], index: int, subject: SubjectFiles
+) -> tuple[str, list[Written] | Problem]:
     written = []
     for name, path in subject.files.items():
-        slot = Slot(name, target.collection(name), target.kinds[name], run, index)
+        slot = Slot(name, layout.join(target.uri, folders[name]), target.kinds[name], run, index)
         try:
             written.append(write_file(path, subject.subject, slot, target.config, target.read))
         except RadiodataError as error:

@@ -1,29 +1,24 @@
-"""The tables and groups that one ingest writes to: checked before, created, and filled subject by subject."""
+"""The cohort that one ingest writes to: checked before, created, and filled by commits of whole subjects."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import tiledb
 
 from radiodata.errors import ConfigError, IngestError, Problem
-from radiodata.store import layout
+from radiodata.store import commits, layout
+from radiodata.store.columns import check_columns
 from radiodata.store.context import context
-from radiodata.store.obs import IMAGE_TILES, LABEL_TILES, OBS_COLUMNS, OBS_ID, RUN, SUBJECT, TILES_INDEX
-from radiodata.store.table import (
-    Column,
-    check_columns,
-    create_table,
-    infer_columns,
-    read_columns,
-    read_table,
-    write_rows,
-)
+from radiodata.store.draft import new_folder
+from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, tile_columns
+from radiodata.store.segments import read_state
+from radiodata.store.table import write_rows
 from radiodata.store.writer import consolidate_metadata, consolidate_table
+from radiodata.store.writing import prune
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +26,9 @@ if TYPE_CHECKING:
     from radiodata.ingest.discover import SubjectFiles
     from radiodata.ingest.volume import Written
     from radiodata.store.config import ReadConfig, StoreConfig
+    from radiodata.store.draft import Draft
+    from radiodata.store.record import Record
+    from radiodata.store.writing import Writer
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,18 @@ class Target:
         """TileDB context of this process."""
         return context(self.read)
 
-    @property
-    def meta_uri(self) -> str:
-        """Table of subjects."""
-        return layout.join(self.uri, layout.OBS_META)
+    def latest(self) -> Record | None:
+        """The cohort as it is, or None where there is none.
 
-    def collection(self, name: str) -> str:
-        """URI of a collection."""
-        return layout.join(self.uri, name)
+        Raises
+        ------
+        FormatVersionError
+            When its format is not known.
+        """
+        return commits.latest(self.uri, self.read) if layout.check_root(self.uri, self.ctx) else None
 
-    def check(self, subjects: Sequence[SubjectFiles]) -> tuple[list[SubjectFiles], list[str]]:
-        """Subjects that the cohort lacks, and ids of those that it holds already; writes nothing.
+    def check(self, subjects: Sequence[SubjectFiles], there: Record) -> tuple[list[SubjectFiles], list[str]]:
+        """Files that the cohort lacks, by subject, and ids of subjects that it holds whole already; writes nothing.
 
         Raises
         ------
@@ -75,117 +74,98 @@ class Target:
         IngestError
             When the cohort holds a subject with other files.
         """
-        there = layout.read_root(self.uri, self.ctx)
-        for name in (n for n in self.kinds if n in there):
-            self._check_collection(name, self.collection(name))
-        held = [c for c in read_columns(self.meta_uri, self.ctx) if c.name != RUN]
-        try:
-            check_columns(pd.DataFrame() if self.table is None else self.table, held)
-        except ConfigError as error:
-            raise ConfigError(f"obs_meta of the cohort at {self.uri}: {error}") from error
-        present = set(read_table(self.meta_uri, SUBJECT, self.ctx, [RUN]).index)
-        known = [s for s in subjects if s.subject in present]
-        problems = []
-        for name in self.kinds if known else ():
-            hashes = self._hashes(name) if name in there else {}
-            problems += [p for s in known if (p := _changed(s, name, hashes.get(s.subject)))]
+        for name in (n for n in self.kinds if n in there.collections):
+            self._check_collection(name, there)
+        present = set(read_state(self.uri, there.obs_meta, SUBJECT, self.ctx, []).index)
+        if self.table is not None or any(s.subject not in present for s in subjects):
+            self._check_table(there)
+        hashes = {name: self._hashes(name, there) for name in self.kinds}
+        problems = [p for s in subjects for n in s.files if (p := _changed(s, n, hashes[n].get(s.subject)))]
         if problems:
             raise IngestError(f"nothing was written to {self.uri}", problems)
-        return [s for s in subjects if s.subject not in present], [s.subject for s in known]
+        lacking = [replace(s, files={n: f for n, f in s.files.items() if s.subject not in hashes[n]}) for s in subjects]
+        whole = [s.subject for s in lacking if not s.files and s.subject in present]
+        return [s for s in lacking if s.files or s.subject not in present], whole
 
     def create(self) -> None:
-        """Create what is not there yet."""
+        """Create the root of the cohort unless it is there."""
         if not layout.group_exists(self.uri, self.ctx):
-            layout.create_whole(self.uri, self._create_root, self.ctx)
-        self._create_root(self.uri)
+            layout.create_whole(self.uri, lambda uri: layout.create_root(uri, self.ctx), self.ctx)
+        layout.create_root(self.uri, self.ctx)
 
-    def _create_root(self, uri: str) -> None:
-        layout.create_root(uri, self.ctx)
-        meta = layout.join(uri, layout.OBS_META)
-        if not tiledb.array_exists(meta, ctx=self.ctx):
-            create_table(meta, SUBJECT, self._meta_columns(), self.ctx)
-        layout.add_member(uri, layout.OBS_META, self.ctx)
-        for name in self.kinds:
-            collection = layout.join(uri, name)
-            if not layout.group_exists(collection, self.ctx):
-                layout.create_whole(collection, partial(self._create_collection, name), self.ctx)
-            self._create_collection(name, collection)
-            self._check_collection(name, collection)
-            layout.add_member(uri, name, self.ctx)
+    def folders(self, writer: Writer, *, begin: bool) -> dict[str, str]:
+        """Folder of each collection, below the cohort's URI; `begin`: create those that are not there, now."""
+        if begin:
+            record: Record | None = writer.commit("create", lambda draft: self._prepare(draft, {}))
+        else:
+            record = commits.latest(self.uri, self.read)
+        held = {name: c.folder for name, c in record.collections.items()} if record else {}
+        return {n: held.get(n) or new_folder(self.uri, n, writer.run, self.ctx) for n in self.kinds}
 
-    def _create_collection(self, name: str, uri: str) -> None:
-        kind = self.kinds[name]
-        layout.create_group(uri, {layout.KIND_KEY: kind, layout.TILE_KEY: self._tile}, self.ctx)
-        for part, index, columns in (("obs", OBS_ID, OBS_COLUMNS), ("tiles", TILES_INDEX, _tile_columns(kind))):
-            if not tiledb.array_exists(layout.join(uri, part), ctx=self.ctx):
-                create_table(layout.join(uri, part), index, columns, self.ctx)
+    def _prepare(self, draft: Draft, folders: dict[str, str]) -> None:
+        """Create the collections that are not there, and the columns of a table of subjects that is new."""
+        for name, kind in self.kinds.items():
+            draft.ensure_collection(name, kind, self.config.tile, folder=folders.get(name))
+        if self.table is not None:
+            draft.begin_subjects(self.table)
 
-    def disown(self, subjects: Sequence[SubjectFiles]) -> None:
-        """Take from `subjects` the rows that a dead run wrote for them in collections that are not written now.
-
-        Its subject rows are missing; with ours, volumes whose voxels were cleaned away would come to light.
-        """
-        ids = [s.subject for s in subjects]
-        for name in set(layout.read_root(self.uri, self.ctx)) - set(self.kinds):
-            uri = layout.join(self.collection(name), "obs")
-            if read_table(uri, OBS_ID, self.ctx, [SUBJECT])[SUBJECT].isin(ids).any():
-                obs = read_table(uri, OBS_ID, self.ctx)
-                rows = obs[obs[SUBJECT].isin(ids).to_numpy(bool)].assign(**{SUBJECT: None})
-                write_rows(uri, rows, OBS_COLUMNS, self.ctx)
-
-    def commit(self, batch: Sequence[tuple[str, list[Written]]], run: str) -> None:
-        """Write rows of whole subjects: tile statistics, volumes, and last the subjects, who make them exist."""
+    def add(self, draft: Draft, folders: dict[str, str], batch: Sequence[tuple[str, list[Written]]]) -> None:
+        """Add whole subjects: rows of those that are not there, and rows of their volumes, whose voxels are written."""
+        self._prepare(draft, folders)
+        held = draft.present(None, [subject for subject, _ in batch])
+        new = [subject for subject, _ in batch if subject not in held]
+        if new:
+            bare = pd.DataFrame(index=pd.Index(new, dtype=object))
+            draft.add_subjects(self.table.loc[new] if self.table is not None else bare)
         for name, kind in self.kinds.items():
             volumes = [w for _, written in batch for w in written if w.collection == name]
-            tiles = pd.DataFrame([w.tiles for w in volumes], index=[w.key for w in volumes])
-            obs = pd.DataFrame([w.obs for w in volumes], index=[w.obs_id for w in volumes])
-            write_rows(layout.join(self.collection(name), "tiles"), tiles, _tile_columns(kind), self.ctx)
-            write_rows(layout.join(self.collection(name), "obs"), obs, OBS_COLUMNS, self.ctx)
-        ids = [subject for subject, _ in batch]
-        rows = self.table.loc[ids].copy() if self.table is not None else pd.DataFrame(index=ids)
-        rows[RUN] = run
-        write_rows(self.meta_uri, rows, read_columns(self.meta_uri, self.ctx), self.ctx)
+            if volumes:
+                tiles = pd.DataFrame([w.tiles for w in volumes], index=[w.key for w in volumes])
+                write_rows(layout.join(self.uri, folders[name], "tiles"), tiles, tile_columns(kind), self.ctx)
+                obs = pd.DataFrame([w.obs for w in volumes], index=[w.obs_id for w in volumes])
+                draft.add_volumes(name, obs[[c.name for c in OBS_COLUMNS]])
 
-    def optimize(self, run: str) -> None:
-        """Merge what many small writes left: fragment metadata of the shards, fragments of the tables."""
+    def optimize(self, writer: Writer) -> None:
+        """Merge what many small writes left: fragment metadata of the shards, fragments of the tile tables."""
+        prune(writer)
         vfs = tiledb.VFS(ctx=self.ctx)
-        consolidate_table(self.meta_uri, self.ctx)
-        for name in self.kinds:
-            voxels = layout.join(self.collection(name), layout.VOXELS)
+        record = commits.latest(self.uri, self.read)
+        for name in self.kinds if record else ():
+            folder = layout.join(self.uri, record.collections[name].folder)  # type: ignore[union-attr]
+            voxels = layout.join(folder, layout.VOXELS)
             shards = vfs.ls(voxels) if vfs.is_dir(voxels) else []
-            consolidate_metadata([s for s in shards if f"/{run}-" in s], self.ctx)
-            for part in ("obs", "tiles"):
-                consolidate_table(layout.join(self.collection(name), part), self.ctx)
+            consolidate_metadata([s for s in shards if f"/{writer.run}-" in s], self.ctx)
+            consolidate_table(layout.join(folder, "tiles"), self.ctx)
 
-    def _meta_columns(self) -> list[Column]:
-        return [*(infer_columns(self.table) if self.table is not None else []), Column(RUN, "string")]
-
-    def _hashes(self, name: str) -> dict[str, str]:
-        obs = read_table(layout.join(self.collection(name), "obs"), OBS_ID, self.ctx, [SUBJECT, "source_hash"])
-        return dict(zip(obs[SUBJECT], obs["source_hash"], strict=True))
-
-    @property
-    def _tile(self) -> str:
-        return ",".join(str(t) for t in self.config.tile)
-
-    def _check_collection(self, name: str, uri: str) -> None:
-        with tiledb.Group(uri, "r", ctx=self.ctx) as group:
-            kind, tile = (group.meta[layout.KIND_KEY], group.meta[layout.TILE_KEY])
-        if (kind, tile) != (self.kinds[name], self._tile):
+    def _check_collection(self, name: str, there: Record) -> None:
+        held = there.collections[name]
+        if (held.kind, held.tile) != (self.kinds[name], self.config.tile):
+            tiles = ",".join(map(str, held.tile)), ",".join(map(str, self.config.tile))
             raise ConfigError(
-                f"collection {name!r} of {self.uri} holds {kind}s in tiles {tile}, not {self.kinds[name]}s in "
-                f"tiles {self._tile}"
+                f"collection {name!r} of {self.uri} holds {held.kind}s in tiles {tiles[0]}, not {self.kinds[name]}s in "
+                f"tiles {tiles[1]}"
             )
 
+    def _check_table(self, there: Record) -> None:
+        if not there.obs_meta.columns and not there.obs_meta.segments:
+            return
+        try:
+            check_columns(pd.DataFrame() if self.table is None else self.table, there.obs_meta.columns)
+        except ConfigError as error:
+            raise ConfigError(f"obs_meta of the cohort at {self.uri}: {error}") from error
 
-def _tile_columns(kind: str) -> Sequence[Column]:
-    return LABEL_TILES if kind == "label" else IMAGE_TILES
+    def _hashes(self, name: str, there: Record) -> dict[str, str]:
+        """Hash of the file of each subject in a collection."""
+        if name not in there.collections:
+            return {}
+        obs = read_state(self.uri, there.collections[name].obs, OBS_ID, self.ctx, [SUBJECT, "source_hash"])
+        return dict(zip(obs[SUBJECT], obs["source_hash"], strict=True))
 
 
 def _changed(subject: SubjectFiles, name: str, held: str | None) -> Problem | None:
-    path = subject.files[name]
     if held is None:
-        return Problem(subject.subject, f"is in the cohort without a volume in {name!r}: it cannot be added later yet")
+        return None
+    path = subject.files[name]
     found = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     if found == held:
         return None

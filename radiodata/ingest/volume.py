@@ -12,7 +12,7 @@ from radiodata.ingest.nifti import NiftiError, NiftiVolume, load
 from radiodata.ingest.statistics import image_statistics, label_statistics
 from radiodata.store.context import context
 from radiodata.store.layout import shard_name, shard_uri
-from radiodata.store.obs import RUN, SUBJECT, volume_key
+from radiodata.store.obs import RUN, SUBJECT, VOLUME_EXTRAS, volume_key
 from radiodata.store.verify import content_hash
 from radiodata.store.writer import ensure_shard, write_volume
 
@@ -72,7 +72,9 @@ def write_file(path: Path, subject: str, slot: Slot, config: StoreConfig, read: 
         **statistics.obs,
         **_source(volume, path),
     }
-    return Written(slot.collection, f"{subject}_{slot.collection}", row, volume_key(shard, place), statistics.tiles)
+    extras = {c.name: row.pop(c.name) for c in VOLUME_EXTRAS}
+    key = volume_key(shard, place)
+    return Written(slot.collection, f"{subject}_{slot.collection}", row, key, {**statistics.tiles, **extras})
 
 
 def _statistics(volume: NiftiVolume, kind: str, config: StoreConfig) -> Any:

@@ -160,7 +160,7 @@ def _by_subject(collection: VolumeCollection, subjects: list[str]) -> VolumeColl
     held = pd.Index(strings(collection.obs["obs_subject_id"]))
     at = held.get_indexer(pd.Index(subjects)) if held.is_unique else np.array([-1])
     if at.min(initial=0) >= 0:
-        return collection.view(collection.obs.iloc[at])
+        return collection.iloc[at]
     counts = held.value_counts()
     wrong = [s for s in subjects if counts.get(s, 0) != 1]
     found = {s: int(counts.get(s, 0)) for s in wrong[:10]}

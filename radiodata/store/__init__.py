@@ -3,6 +3,7 @@
 from radiodata.store.cohort import Cohort
 from radiodata.store.collection import VolumeCollection
 from radiodata.store.config import ReadConfig, StoreConfig
+from radiodata.store.manifest import Manifest
 from radiodata.store.obs import VoxelSource
 from radiodata.store.reader import read_box
 from radiodata.store.verify import Verified, verify
@@ -10,6 +11,7 @@ from radiodata.store.volume import Volume
 
 __all__ = [
     "Cohort",
+    "Manifest",
     "ReadConfig",
     "StoreConfig",
     "Verified",

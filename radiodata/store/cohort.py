@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import uuid
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from radiodata.errors import ConfigError, ObsNotFoundError
-from radiodata.store import layout
+from radiodata.store import commits
 from radiodata.store.collection import VolumeCollection
-from radiodata.store.context import DEFAULT_READ, context
-from radiodata.store.obs import RUN, SUBJECT, strings
+from radiodata.store.context import DEFAULT_READ
+from radiodata.store.manifest import Manifest, demand_same, manifest_of
+from radiodata.store.obs import SUBJECT
 from radiodata.store.query import subjects_where
-from radiodata.store.table import read_table
+from radiodata.store.show import cohort_html
+from radiodata.store.snapshot import Snapshot, open_snapshot
+from radiodata.store.view import View
+from radiodata.store.writing import write_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from radiodata.store.config import ReadConfig, StoreConfig, TilingLike
+    from radiodata.store.draft import Draft
 
 
-class Cohort:
+class Cohort(View["Cohort"]):
     """Subjects (`obs_meta`) and named collections of their volumes, at a URI.
 
-    Opening reads the tables and no voxel; ``cohort.CT`` and ``cohort["CT"]`` give a collection.
+    Opening reads the tables and no voxel; ``cohort.CT`` and ``cohort["CT"]`` give a collection. A cohort is what
+    was committed when it was opened: methods that write give a new one, and this one stays as it is.
 
     Parameters
     ----------
@@ -36,6 +43,12 @@ class Cohort:
         A path, or any URI that TileDB knows (``s3://``, ``azure://``, ``gcs://``).
     config
         How TileDB reads.
+    at
+        Open the cohort as it was: a version (see ``versions``), or a datetime or ISO 8601 text (local time where it
+        names no zone). By default the latest.
+    demand
+        Refuse to open what is not the same, to the voxel, as when this manifest was taken (see ``freeze``): a
+        ``Manifest`` or its hash.
 
     Raises
     ------
@@ -43,6 +56,8 @@ class Cohort:
         When there is none.
     FormatVersionError
         When its format is not known to this version.
+    StateMismatchError
+        When it is not what `demand` says.
 
     Examples
     --------
@@ -51,16 +66,22 @@ class Cohort:
     (64, 64, 64)
     """
 
-    def __init__(self, uri: str | Path, *, config: ReadConfig = DEFAULT_READ) -> None:
-        self.uri = str(uri)
-        self._config = config
-        names = layout.read_root(self.uri, context(config))
-        token = uuid.uuid4().hex
-        table = layout.join(self.uri, layout.OBS_META)
-        self.obs_meta: pd.DataFrame = read_table(table, SUBJECT, context(config)).drop(columns=RUN)
-        opened = (VolumeCollection.open(self.uri, name, token, config, self.obs_meta) for name in names)
-        # a subject row is written last: volumes without one belong to an ingest that never finished
-        self._collections = {c.name: _of_subjects(c, self.obs_meta.index) for c in opened}
+    _what = "subject"
+
+    def __init__(
+        self,
+        uri: str | Path,
+        *,
+        config: ReadConfig = DEFAULT_READ,
+        at: int | str | datetime | None = None,
+        demand: Manifest | str | None = None,
+    ) -> None:
+        self.uri, self.config = str(uri), config
+        self._snapshot: Snapshot = open_snapshot(self.uri, config, at)
+        self._given: NDArray[np.intp] | None = None
+        self._past = at is not None
+        if demand is not None:
+            demand_same(self.freeze(), demand)
 
     @classmethod
     def from_niftis(
@@ -91,15 +112,66 @@ class Cohort:
         )
         return cls(uri)
 
+    # what it holds
+
+    @property
+    def version(self) -> int:
+        """Number of the commit that it is."""
+        return self._snapshot.record.version
+
+    @property
+    def versions(self) -> list[int]:
+        """Versions that can be opened with `at`, ascending."""
+        return commits.versions(self.uri, self.config)
+
     @property
     def collections(self) -> tuple[str, ...]:
         """Names of the collections."""
-        return tuple(self._collections)
+        return tuple(self._snapshot.record.collections)
 
     @property
     def subjects(self) -> list[str]:
         """Ids of the subjects."""
-        return strings(self.obs_meta.index)
+        return self.ids
+
+    @property
+    def obs_meta(self) -> pd.DataFrame:
+        """One row a subject, indexed by ``obs_subject_id``; a copy, to write columns see ``update_obs_meta``."""
+        return self._obs_meta.copy(deep=False)
+
+    @cached_property
+    def _obs_meta(self) -> pd.DataFrame:
+        return self._table if self._given is None else self._table.iloc[self._given]
+
+    def freeze(self) -> Manifest:
+        """Manifest of what this cohort or view holds; its hash changes with any voxel, grid or table value.
+
+        It reads tables and no voxel: of these it takes the hashes that were recorded at ingest (``verify`` compares
+        them with the voxels).
+        """
+        return manifest_of(self)
+
+    # views
+
+    @property
+    def _table(self) -> pd.DataFrame:
+        return self._snapshot.obs_meta
+
+    @cached_property
+    def _rows(self) -> NDArray[np.intp]:
+        return np.arange(len(self._table)) if self._given is None else self._given
+
+    def _at(self, rows: NDArray[np.intp]) -> Cohort:
+        view = object.__new__(Cohort)
+        view.uri, view.config, view._snapshot, view._past = self.uri, self.config, self._snapshot, self._past
+        view._given = rows
+        return view
+
+    def _one(self, row: int) -> Cohort:
+        return self._at(np.array([row], np.intp))
+
+    def _name(self) -> str:
+        return f"the cohort at {self.uri}"
 
     def subset(self, subjects: Iterable[str]) -> Cohort:
         """View of some subjects, in the order given, and of their volumes in every collection.
@@ -112,12 +184,10 @@ class Cohort:
             When a subject is named twice.
         """
         wanted = [str(s) for s in subjects]
-        missing = [s for s in wanted if s not in self.obs_meta.index]
-        if missing:
-            raise ObsNotFoundError(f"the cohort at {self.uri} has no subject {missing}")
+        rows = self._find(wanted)
         if len(set(wanted)) < len(wanted):
             raise ConfigError(f"subjects are named twice: {sorted({s for s in wanted if wanted.count(s) > 1})}")
-        return self._at(self.obs_meta.index.get_indexer(pd.Index(wanted)))
+        return self._at(rows)
 
     def filter(self, expression: str) -> Cohort:
         """View of the subjects for which an expression holds, and of their volumes: ``"age > 40 and sex == 'F'"``.
@@ -135,31 +205,30 @@ class Cohort:
         >>> cohort.filter("sex == 'F' and age between 40 and 60").CT       # doctest: +SKIP
         >>> cohort.filter("CT.spacing_z <= 1.5 and diagnosis is not null")  # doctest: +SKIP
         """
-        return self._at(np.flatnonzero(subjects_where(self, expression)))
-
-    def _at(self, positions: NDArray[np.intp]) -> Cohort:
-        view = object.__new__(Cohort)
-        view.uri, view._config, view.obs_meta = self.uri, self._config, self.obs_meta.iloc[positions]
-        view._collections = {n: _of_subjects(c, view.obs_meta.index) for n, c in self._collections.items()}
-        return view
-
-    def __len__(self) -> int:
-        return len(self.obs_meta)
+        return self._at(self._rows[subjects_where(self, expression)])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.subjects)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._collections
+        return name in self._snapshot.record.collections
 
     def __getitem__(self, name: str) -> VolumeCollection:
-        if name not in self._collections:
-            held = ", ".join(self._collections) or "none"
+        if name not in self:
+            held = ", ".join(self.collections) or "none"
             raise ObsNotFoundError(f"the cohort at {self.uri} has no collection {name!r}; it has: {held}")
-        return self._collections[name]
+        return VolumeCollection(name, self._snapshot, None if self._given is None else self._volumes(name))
+
+    def _volumes(self, name: str) -> NDArray[np.intp]:
+        """Positions of the volumes of these subjects, in the order of the subjects."""
+        rank = np.full(len(self._table), -1, np.intp)
+        rank[self._rows] = np.arange(len(self._rows))
+        ranks = rank[self._snapshot.subject_of[name]]
+        rows = np.flatnonzero(ranks >= 0)
+        return rows[np.argsort(ranks[rows], kind="stable")]
 
     def __getattr__(self, name: str) -> VolumeCollection:
-        if name.startswith("_") or name in ("obs_meta", "uri"):  # unpickling asks before anything is set
+        if name.startswith("_") or name in ("uri", "config"):  # unpickling asks before anything is set
             raise AttributeError(name)
         try:
             return self[name]
@@ -167,15 +236,141 @@ class Cohort:
             raise AttributeError(f"{error}") from error
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._collections})
+        return sorted({*super().__dir__(), *self.collections})
 
     def __repr__(self) -> str:
-        held = ", ".join(f"{n} ({len(c)} {c.kind}s)" for n, c in self._collections.items())
+        held = ", ".join(f"{n} ({len(self[n])} {self[n].kind}s)" for n in self.collections)
         return f"Cohort({self.uri!r}, {len(self)} subjects, {held or 'no collections'})"
 
+    def _repr_html_(self) -> str:
+        return cohort_html(self)
 
-def _of_subjects(collection: VolumeCollection, subjects: pd.Index[Any]) -> VolumeCollection:
-    obs = collection.obs
-    kept = obs[obs[SUBJECT].isin(list(subjects)).to_numpy(bool)]
-    order = subjects.get_indexer(pd.Index(kept[SUBJECT].to_list()))
-    return collection.view(kept.iloc[order.argsort(kind="stable")])
+    # writing: each gives the cohort that comes of it
+
+    def append(
+        self,
+        images: Mapping[str, str | Path | Sequence[str | Path]],
+        *,
+        obs_meta: pd.DataFrame | None = None,
+        labels: Collection[str] | None = None,
+        subject_id: str | Callable[[Path], str] | None = None,
+        validate_alignment: bool = True,
+        config: StoreConfig | None = None,
+        workers: int = 2,
+    ) -> Cohort:
+        """Add subjects, or collections of subjects that are there, from NIfTI files: all of them, or nothing.
+
+        See ``radiodata.ingest.ingest_niftis`` for the arguments; ``radiodata ingest`` keeps what could be taken.
+        Tiles are those of the collections that are there, unless `config` says otherwise.
+        """
+        from radiodata.ingest import ingest_niftis
+
+        ingest_niftis(
+            self._writable(),
+            images,
+            obs_meta=obs_meta,
+            validate_alignment=validate_alignment,
+            subject_id=subject_id,
+            config=config,
+            labels=labels,
+            workers=workers,
+            atomic=True,
+        )
+        return self._again()
+
+    def add_collection(self, name: str, files: str | Path | Sequence[str | Path], **options: Any) -> Cohort:
+        """Add a collection of subjects that are there, from NIfTI files; `options` as of ``append``."""
+        if name in self:
+            raise ConfigError(f"the cohort at {self.uri} has a collection {name!r} already: use append")
+        return self.append({name: files}, **options)
+
+    def remove(self, *, subjects: str | Iterable[str] = (), collection: str | None = None) -> Cohort:
+        """Remove subjects with all of their volumes, or a collection; ``optimize`` frees the disk.
+
+        Raises
+        ------
+        ObsNotFoundError
+            When a subject or the collection is not there.
+        """
+        gone = [subjects] if isinstance(subjects, str) else list(subjects)
+
+        def change(draft: Draft) -> None:
+            draft.remove_subjects(gone)
+            if collection is not None:
+                draft.remove_collection(collection)
+
+        return self._write(f"remove {collection or f'{len(gone)} subjects'}", change)
+
+    def rename_collection(self, name: str, to: str) -> Cohort:
+        """Rename a collection.
+
+        Raises
+        ------
+        ObsNotFoundError
+            When it is not there.
+        ConfigError
+            When the name is taken, or cannot be one.
+        """
+        return self._write(f"rename {name} to {to}", lambda draft: draft.rename_collection(name, to))
+
+    def update_obs_meta(self, rows: pd.DataFrame) -> Cohort:
+        """Write columns of subjects, those of the frame in the rows of the frame; types are kept.
+
+        Parameters
+        ----------
+        rows
+            Indexed by subject, or with a column ``obs_subject_id``. A new column is null where no row is given.
+
+        Raises
+        ------
+        ObsNotFoundError
+            When a subject is not there.
+        ConfigError
+            When values do not fit a column that is there.
+        """
+        given = rows.set_index(SUBJECT) if SUBJECT in rows.columns else rows
+        return self._write(f"update {list(given.columns)}", lambda draft: draft.update(None, given))
+
+    def drop_obs_meta(self, *columns: str) -> Cohort:
+        """Drop columns of `obs_meta`.
+
+        Raises
+        ------
+        ConfigError
+            When one is not there.
+        """
+        return self._write(f"drop {list(columns)}", lambda draft: draft.drop_columns(None, columns))
+
+    def update_obs(self, collection: str, rows: pd.DataFrame) -> Cohort:
+        """Write columns of volumes, those of the frame in the rows of the frame, indexed by ``obs_id``.
+
+        Raises
+        ------
+        ObsNotFoundError
+            When a volume or the collection is not there.
+        ConfigError
+            When a column is the store's own, or values do not fit.
+        """
+        return self._write(f"update {list(rows.columns)}", lambda draft: draft.update(collection, rows))
+
+    def drop_obs(self, collection: str, *columns: str) -> Cohort:
+        """Drop columns of `obs` that were added with ``update_obs``.
+
+        Raises
+        ------
+        ConfigError
+            When one is not there, or the store's own.
+        """
+        return self._write(f"drop {list(columns)}", lambda draft: draft.drop_columns(collection, columns))
+
+    def _write(self, what: str, change: Callable[[Draft], None]) -> Cohort:
+        write_once(self._writable(), what, change, self.config)
+        return self._again()
+
+    def _writable(self) -> str:
+        if self._past:
+            raise ConfigError(f"this is version {self.version} of the cohort at {self.uri}: open the latest to write")
+        return self.uri
+
+    def _again(self) -> Cohort:
+        return Cohort(self.uri, config=self.config)

@@ -2,12 +2,14 @@
 
 ::
 
-    URI/                        group, metadata: format version
-      __runs/                   marks of ingests that are going on: empty files
-      obs_meta                  table of subjects
-      CT/                       group, metadata: kind (image | label), tile
-        obs                     table of volumes
-        tiles                   statistics per tile
+    URI/                        TileDB group, metadata: format version
+      __commits/00...07.json    record of version 7: which segments are its tables; the highest is the cohort
+      __runs/                   marks of runs that are going on: empty files
+      __lock                    of the writer that commits
+      obs_meta/RUN-000001       segment of the table of subjects
+      CT/
+        obs/RUN-000002          segment of the table of volumes
+        tiles                   table: statistics per tile, histogram, header of the file
         voxels/RUN-0000-int16   packed shard: dense (volume, channel, x, y, z)
 """
 
@@ -31,13 +33,12 @@ if TYPE_CHECKING:
     from radiodata.geometry import Shape3
     from radiodata.store.config import StoreConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 VERSION_KEY = "radiodata.format_version"
-KIND_KEY = "radiodata.kind"
-TILE_KEY = "radiodata.tile"
 OBS_META = "obs_meta"
 VOXELS = "voxels"
 RUNS = "__runs"
+COMMITS = "__commits"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 _CHANNELS = 65_536
@@ -149,30 +150,6 @@ def create_root(uri: str, ctx: tiledb.Ctx) -> None:
     create_group(uri, {VERSION_KEY: FORMAT_VERSION}, ctx)
 
 
-def add_member(uri: str, name: str, ctx: tiledb.Ctx) -> None:
-    """Register ``uri/name`` as a member of the group at `uri`."""
-    with tiledb.Group(uri, "r", ctx=ctx) as group:
-        if name in group:
-            return
-    with tiledb.Group(uri, "w", ctx=ctx) as group:
-        group.add(uri=name, name=name, relative=True)
-
-
-def cohort_exists(uri: str, ctx: tiledb.Ctx) -> bool:
-    """Whether a cohort of a format that we know is at `uri`.
-
-    Raises
-    ------
-    FormatVersionError
-        When it was written in a format that this version does not know.
-    """
-    try:
-        read_root(uri, ctx)
-    except CohortNotFoundError:
-        return False
-    return True
-
-
 def _root(uri: str, ctx: tiledb.Ctx) -> tuple[object, list[str]]:
     if not group_exists(uri, ctx):
         return None, []
@@ -184,26 +161,25 @@ def _read_group(uri: str, ctx: tiledb.Ctx) -> tuple[object, list[str]]:
         return group.meta.get(VERSION_KEY), [str(m.name) for m in group]
 
 
-def read_root(uri: str, ctx: tiledb.Ctx) -> list[str]:
-    """Check the format version of a cohort and list its collections.
+def check_root(uri: str, ctx: tiledb.Ctx) -> bool:
+    """Whether the root group of a cohort is at `uri`, or the beginning of one.
 
     Raises
     ------
-    CohortNotFoundError
-        When no cohort is at `uri`, or only the beginning of one, left by an ingest that died.
     FormatVersionError
-        When it was written in a format that this version does not know.
+        When what is there was written in a format that this version does not know.
     """
     version, members = _root(uri, ctx)
-    begun = version in (None, FORMAT_VERSION) and not members
-    if begun or (version == FORMAT_VERSION and OBS_META not in members):
-        raise CohortNotFoundError(
-            f"no cohort at {uri}: make one with `radiodata ingest {uri} ...` or Cohort.from_niftis"
-        )
-    if version != FORMAT_VERSION:
-        found = "no format version" if version is None else f"format version {version}"
-        raise FormatVersionError(
-            f"the store at {uri} has {found}; this radiodata reads version {FORMAT_VERSION}. "
-            "Install the radiodata release that wrote it, or ingest again."
-        )
-    return sorted(m for m in members if m != OBS_META)
+    empty = not members and not tiledb.VFS(ctx=ctx).is_dir(join(uri, COMMITS))
+    if version == FORMAT_VERSION or (version is None and empty):
+        return version is not None
+    found = "no format version" if version is None else f"format version {version}"
+    raise FormatVersionError(
+        f"the store at {uri} has {found}; this radiodata reads version {FORMAT_VERSION}. "
+        "Install the radiodata release that wrote it, or ingest again."
+    )
+
+
+def no_cohort(uri: str) -> CohortNotFoundError:
+    """Error that says what to do."""
+    return CohortNotFoundError(f"no cohort at {uri}: make one with `radiodata ingest {uri} ...` or Cohort.from_niftis")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from radiodata.store.columns import Column
 from radiodata.store.layout import shard_uri
-from radiodata.store.table import Column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,10 +45,6 @@ OBS_COLUMNS = (
     Column("source_hash", "string"),
     Column("content_hash", "string"),
     Column(RUN, "string"),
-    Column("source_header", "bytes", large=True),
-    Column("histogram", "ints", large=True),
-    Column("histogram_start", "float", large=True),
-    Column("histogram_width", "float", large=True),
 )
 """Metadata of a volume: no array is opened to answer a question about it.
 
@@ -67,12 +63,20 @@ LABEL_TILES = tuple(Column(n, "ints") for n in ("tile", "label", "voxels", "kept
 class, its voxel count, how many coordinates were kept; and those coordinates, as flat indices into the
 volume ``(x, y, z)`` in C order, one after another."""
 
+VOLUME_EXTRAS = (
+    Column("source_header", "bytes"),
+    Column("histogram", "ints"),
+    Column("histogram_start", "float"),
+    Column("histogram_width", "float"),
+)
+"""What is too large for `obs`, which is read whole: kept beside the tile statistics, one row a volume."""
+
 TILES_INDEX = "volume_key"
 
 
-def visible_columns() -> list[str]:
-    """Columns of `obs` that are read when a cohort is opened."""
-    return [c.name for c in OBS_COLUMNS if not c.large]
+def tile_columns(kind: str) -> tuple[Column, ...]:
+    """Columns of the table that holds tile statistics, by the kind of the collection."""
+    return (*(LABEL_TILES if kind == "label" else IMAGE_TILES), *VOLUME_EXTRAS)
 
 
 def volume_key(shard: str, slot: int) -> str:

@@ -30,24 +30,25 @@ def subjects_where(cohort: Cohort, text: str) -> NDArray[np.bool_]:
     ExpressionError
         When the text is no expression, names no column, or one of a collection with several volumes of a subject.
     """
+    obs_meta = cohort.obs_meta
 
     def column(name: str) -> pd.Series[Any]:
         if name == SUBJECT:
-            return pd.Series(cohort.obs_meta.index, cohort.obs_meta.index)
-        if name in cohort.obs_meta.columns:
-            return cohort.obs_meta[name]
+            return pd.Series(obs_meta.index, obs_meta.index)
+        if name in obs_meta.columns:
+            return obs_meta[name]
         collection, _, of_volume = name.partition(".")
-        if collection not in cohort or of_volume not in {OBS_ID, *cohort[collection].obs.columns}:
+        if collection not in cohort or of_volume not in {OBS_ID, *cohort[collection].columns}:
             raise KeyError(name)
-        return _by_subject(cohort[collection], of_volume, cohort.obs_meta.index)
+        return _by_subject(cohort[collection], of_volume, obs_meta.index)
 
-    held = [SUBJECT, *map(str, cohort.obs_meta.columns)]
-    held += [f"{c}.{n}" for c in cohort.collections for n in (OBS_ID, *cohort[c].obs.columns)]
+    held = [SUBJECT, *map(str, obs_meta.columns)]
+    held += [f"{c}.{n}" for c in cohort.collections for n in (OBS_ID, *cohort[c].columns)]
     return _mask(text, column, held, len(cohort))
 
 
-def volumes_where(collection: VolumeCollection, obs_meta: pd.DataFrame, text: str) -> NDArray[np.bool_]:
-    """Volumes of a collection for which an expression holds, bool, shape ``(volumes,)``.
+def volumes_where(obs: pd.DataFrame, obs_meta: pd.DataFrame, text: str) -> NDArray[np.bool_]:
+    """Volumes of a table `obs` for which an expression holds, bool, shape ``(volumes,)``.
 
     Columns are those of `obs`, ``obs_id``, and where `obs` has none of the name those of the volume's subject.
 
@@ -56,7 +57,6 @@ def volumes_where(collection: VolumeCollection, obs_meta: pd.DataFrame, text: st
     ExpressionError
         When the text is no expression, or names no column.
     """
-    obs = collection.obs
 
     def column(name: str) -> pd.Series[Any]:
         if name == OBS_ID:

@@ -21,13 +21,14 @@ def summarize(cohort: Cohort) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``uri``, ``format``, ``subjects``, ``obs_meta`` (column to dtype) and ``collections``; of each of
-        these the ``kind``, ``volumes``, range of ``size`` (voxels) and ``spacing`` (mm), ``dtypes``, ``tile``,
-        ``classes``, and ``voxel_bytes`` on disk.
+        ``uri``, ``format``, ``version`` (of the commit), ``subjects``, ``obs_meta`` (column to dtype) and
+        ``collections``; of each of these the ``kind``, ``volumes``, range of ``size`` (voxels) and ``spacing`` (mm),
+        ``dtypes``, ``tile``, ``classes``, and ``voxel_bytes`` on disk.
     """
     return {
         "uri": cohort.uri,
         "format": layout.FORMAT_VERSION,
+        "version": cohort.version,
         "subjects": len(cohort),
         "obs_meta": {str(n): str(t) for n, t in cohort.obs_meta.dtypes.items()},
         "collections": {name: _collection(cohort[name]) for name in cohort.collections},

@@ -18,6 +18,7 @@ from tiledb.main import PyQuery
 from tiledb.subarray import Subarray
 
 from radiodata.errors import ConfigError, StoreError
+from radiodata.store.columns import Column, nanoseconds
 from radiodata.store.context import patiently
 from radiodata.store.layout import filter_list
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-KINDS = ("int", "float", "bool", "string", "datetime", "ints", "floats", "bytes")
 _DTYPES: dict[str, Any] = {
     "int": np.dtype(np.int64),
     "float": np.dtype(np.float64),
@@ -39,15 +39,6 @@ _DTYPES: dict[str, Any] = {
 }
 _LISTS = ("ints", "floats", "bytes")
 _PLAIN = "".join(chr(c) for c in range(32, 127) if chr(c) != "%")
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its name, its kind (see ``KINDS``), and whether it is too large for a plain read."""
-
-    name: str
-    kind: str
-    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,83 +67,6 @@ class _Buffers:
     data: NDArray[np.uint8]
     offsets: NDArray[np.uint64]
     valid: NDArray[np.uint8] | None = None
-
-
-def infer_columns(frame: pd.DataFrame) -> list[Column]:
-    """Columns for a frame of a user: ints, floats, booleans, dates (without time zone), and strings.
-
-    Raises
-    ------
-    ConfigError
-        When a column holds something else, such as lists, or has a name that cannot be stored.
-    """
-    names = [name for name in frame.columns if not isinstance(name, str) or not name or name.startswith("__")]
-    names += list(frame.columns[frame.columns.duplicated()])
-    if names:
-        raise ConfigError(f"columns {names}: names must be strings, each once, not empty and not beginning with __")
-    return [Column(name, _infer_kind(name, frame[name])) for name in frame.columns]
-
-
-def check_columns(frame: pd.DataFrame, held: Sequence[Column]) -> None:
-    """Refuse a frame that does not fit a table that is there.
-
-    Ints may go into a column of floats, and whole floats (ints with gaps, to pandas) into a column of ints.
-
-    Raises
-    ------
-    ConfigError
-        When names or kinds of columns differ.
-    """
-    given, kinds = {c.name: c.kind for c in infer_columns(frame)}, {c.name: c.kind for c in held}
-    if set(given) != set(kinds):
-        raise ConfigError(f"the table there has columns {sorted(kinds)}, not {sorted(given)}: they must be the same")
-    for name, kind in kinds.items():
-        if not _fits(frame[name].dropna(), given[name], kind):
-            raise ConfigError(f"column {name!r} of the table there holds {kind}s, not {given[name]}s")
-
-
-def _fits(values: pd.Series[Any], given: str, held: str) -> bool:
-    if values.empty or given == held or (given, held) == ("int", "float"):
-        return True
-    return (given, held) == ("float", "int") and all(float(v).is_integer() for v in values)
-
-
-def _infer_kind(name: str, column: pd.Series[Any]) -> str:
-    types = pd.api.types
-    if types.is_bool_dtype(column.dtype):
-        return "bool"
-    if types.is_integer_dtype(column.dtype):
-        if column.dropna().gt(np.iinfo(np.int64).max).any():
-            raise ConfigError(f"column {name!r} holds ints beyond int64: give strings")
-        return "int"
-    if types.is_float_dtype(column.dtype):
-        return "float"
-    if types.is_datetime64_any_dtype(column.dtype):
-        if isinstance(column.dtype, pd.DatetimeTZDtype):
-            raise ConfigError(f"column {name!r} holds dates of time zone {column.dtype.tz}: give them without zone")
-        _nanoseconds(column)
-        return "datetime"
-    odd = next((v for v in column if not isinstance(v, str) and not _is_null(v)), None)
-    if odd is None:
-        return "string"
-    better = column.convert_dtypes() if column.dtype == object and np.isscalar(odd) else column
-    if better.dtype != object and better.dtype != column.dtype:
-        return _infer_kind(name, better)
-    raise ConfigError(
-        f"column {name!r} holds {type(odd).__name__} ({odd!r}): give numbers, strings, dates or booleans, "
-        "one kind a column"
-    )
-
-
-def _nanoseconds(column: pd.Series[Any]) -> NDArray[Any]:
-    try:
-        return np.asarray(column.dt.as_unit("ns"))
-    except pd.errors.OutOfBoundsDatetime as error:
-        raise ConfigError(f"column {column.name!r} holds a date outside of 1678 to 2262: give strings") from error
-
-
-def _is_null(cell: Any) -> bool:
-    return bool(np.isscalar(pd.isna(cell)) and pd.isna(cell))
 
 
 def create_table(uri: str, index: str, columns: Sequence[Column], ctx: tiledb.Ctx) -> None:
@@ -213,7 +127,7 @@ def _encode(column: pd.Series[Any], kind: str) -> NDArray[Any]:
     if kind == "float":
         return column.to_numpy(np.float64, na_value=np.nan)
     if kind == "datetime":
-        return _nanoseconds(pd.to_datetime(column))
+        return nanoseconds(pd.to_datetime(column))
     convert = {"int": int, "bool": int, "string": str}[kind]
     out[:] = [None if pd.isna(cell) else convert(cell) for cell in column]
     return out
@@ -225,8 +139,15 @@ def read_columns(uri: str, ctx: tiledb.Ctx) -> list[Column]:
     return [Column(schema.attr(i).name, _kind_of(schema.attr(i))) for i in range(schema.nattr)]
 
 
-def read_table(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a table (all columns, or those named), sorted by id.
+def read_table(
+    uri: str,
+    index: str,
+    ctx: tiledb.Ctx,
+    columns: Sequence[str] | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Read a table (all columns, or those named; all rows, or those of some ids that are there), sorted by id.
 
     Raises
     ------
@@ -234,7 +155,7 @@ def read_table(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | N
         When it cannot be read.
     """
     try:
-        return patiently(lambda: _read(uri, index, ctx, columns))
+        return patiently(lambda: _read(uri, index, ctx, columns, ids))
     except tiledb.TileDBError as error:
         raise StoreError(f"cannot read the table {uri}: {error}") from error
 
@@ -255,12 +176,14 @@ def read_ragged(
         raise StoreError(f"cannot read the table {uri}: {error}") from error
 
 
-def _read(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None) -> pd.DataFrame:
+def _read(
+    uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None, wanted: Sequence[str] | None
+) -> pd.DataFrame:
     with tiledb.open(uri, ctx=ctx) as array:
         schema = array.schema
         kinds = {schema.attr(i).name: _kind_of(schema.attr(i)) for i in range(schema.nattr)}
         names = list(columns) if columns is not None else list(kinds)
-        raw = _query(array, index, names, ctx)
+        raw = _query(array, index, names, ctx, wanted)
     ids = _ids(raw[index], index)
     order = np.argsort(ids.to_numpy(object), kind="stable")
     frame = {name: _decode(raw[name], kinds[name], order) for name in names}
@@ -276,14 +199,19 @@ def _read_ragged(
     return _ids(raw[index], index), {name: _ragged(raw[name], _DTYPES[kinds[name]]) for name in columns}
 
 
-def _query(array: tiledb.Array, index: str, names: list[str], ctx: tiledb.Ctx) -> dict[str, _Buffers]:
-    """Buffers of every row as TileDB fills them.
+def _query(
+    array: tiledb.Array, index: str, names: list[str], ctx: tiledb.Ctx, ids: Sequence[str] | None = None
+) -> dict[str, _Buffers]:
+    """Buffers of every row, or of the rows of some ids, as TileDB fills them.
 
     ``array[:]`` makes a Python object of each cell, and ``array.query`` TileDB's global context, which a forked child
     must not inherit.
     """
     query = PyQuery(ctx, array, (*names, index), (), lt.LayoutType.UNORDERED, False)
-    query.set_subarray(Subarray(array, ctx))  # without ranges: everything
+    subarray = Subarray(array, ctx)  # without ranges: everything
+    for stored in sorted({_stored_id(i) for i in ids or ()}):
+        subarray.add_dim_range(0, (stored, stored))
+    query.set_subarray(subarray)
     query.submit()
     return {name: _Buffers(*buffers) for name, buffers in query.results().items()}
 

@@ -1,4 +1,4 @@
-"""Marks of ingest runs beside the root group, and removal of what a run left behind that never finished.
+"""Marks of the runs that write to a cohort, and removal of what a run left behind that never finished.
 
 A mark is an empty file whose name says all, ``RUN.MACHINE.PID.BORN.STARTED``: it is there or not, never half.
 """
@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING
 
 import tiledb
 
-from radiodata.store.layout import RUNS, VOXELS, join, read_root
-from radiodata.store.obs import OBS_ID, RUN, SUBJECT
+from radiodata.store import commits
+from radiodata.store.context import context
+from radiodata.store.layout import OBS_META, RUNS, VOXELS, join
+from radiodata.store.lock import writer_lock
+from radiodata.store.obs import OBS_ID
 from radiodata.store.table import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from radiodata.store.config import ReadConfig
+    from radiodata.store.record import Record
 
 _STALE_SECONDS = 7 * 24 * 3600
 
@@ -43,14 +49,15 @@ def end_run(uri: str, run: str, ctx: tiledb.Ctx) -> None:
             vfs.remove_file(join(uri, RUNS, mark))
 
 
-def clean_abandoned(uri: str, ctx: tiledb.Ctx) -> list[str]:
-    """Remove the voxels that dead runs wrote and no row of `obs` points to; give the runs' ids.
+def clean_abandoned(uri: str, config: ReadConfig) -> list[str]:
+    """Remove what dead runs wrote and no version of the cohort holds; give the runs' ids.
 
     A run is dead when its process on this machine is gone, or when it began a week ago elsewhere.
     """
+    ctx = context(config)
     dead = [mark.split(".")[0] for mark in _marks(uri, tiledb.VFS(ctx=ctx)) if not _alive(mark)]
     for run in dead:
-        clean_run(uri, run, ctx)
+        clean_run(uri, run, config)
         end_run(uri, run, ctx)
     return dead
 
@@ -60,11 +67,45 @@ def _marks(uri: str, vfs: tiledb.VFS) -> list[str]:
     return [_last(mark) for mark in vfs.ls(folder)] if vfs.is_dir(folder) else []
 
 
-def clean_run(uri: str, run: str, ctx: tiledb.Ctx) -> None:
-    """Remove the voxels that one run wrote and no row of `obs` points to; nothing of the run may still write."""
-    subjects = set(read_table(join(uri, "obs_meta"), SUBJECT, ctx, [RUN]).index)
-    for name in read_root(uri, ctx):
-        _clean_collection(join(uri, name), run, subjects, ctx)
+def clean_run(uri: str, run: str, config: ReadConfig) -> None:
+    """Remove what one run wrote and no version of the cohort holds; nothing of the run may still write."""
+    with writer_lock(uri, context(config)):
+        _clean(uri, run, config)
+
+
+def _clean(uri: str, run: str, config: ReadConfig) -> None:
+    held = [commits.read(uri, version, config) for version in commits.versions(uri, config)]
+    needed = {path for record in held for path in record.segments()}
+    vfs = tiledb.VFS(ctx=context(config))
+    known = {collection.folder for record in held for collection in record.collections.values()}
+    folders = known | {_last(u) for u in vfs.ls(uri) if _last(u)[:2] != "__" and vfs.is_dir(join(u, VOXELS))}
+    for table in (OBS_META, *(join(folder, "obs") for folder in folders)):
+        for segment in _of_run(join(uri, table), run, vfs):
+            if join(table, _last(segment)) not in needed:
+                _remove(segment, vfs)
+    for folder in folders:
+        shards = _of_run(join(uri, folder, VOXELS), run, vfs)
+        slots = _slots(uri, folder, held, config) if shards else {}
+        for shard in shards:
+            _clean_shard(shard, slots.get(_last(shard), set()), vfs, context(config))
+        voxels = join(uri, folder, VOXELS)
+        if folder not in known and vfs.is_dir(voxels) and not vfs.ls(voxels):
+            _remove(join(uri, folder), vfs)
+
+
+def _of_run(folder: str, run: str, vfs: tiledb.VFS) -> list[str]:
+    return [u for u in vfs.ls(folder) if _last(u).startswith(f"{run}-")] if vfs.is_dir(folder) else []
+
+
+def _slots(uri: str, folder: str, held: list[Record], config: ReadConfig) -> dict[str, set[int]]:
+    """Slots of each shard that a row of any version points to."""
+    of_folder = [c.obs for record in held for c in record.collections.values() if c.folder == folder]
+    found: dict[str, set[int]] = {}
+    for path in {s.path for table in of_folder for s in table.segments if s.kind == "rows"}:
+        rows = read_table(join(uri, path), OBS_ID, context(config), ["shard", "slot"])
+        for shard, slot in zip(rows["shard"], rows["slot"], strict=True):
+            found.setdefault(str(shard), set()).add(int(slot))
+    return found
 
 
 def _machine() -> str:
@@ -99,22 +140,23 @@ def _alive(mark: str) -> bool:
     return str(_birth(int(pid))) == born
 
 
-def _clean_collection(uri: str, run: str, subjects: set[str], ctx: tiledb.Ctx) -> None:
-    obs = read_table(join(uri, "obs"), OBS_ID, ctx, ["shard", "slot", SUBJECT])
-    obs = obs[obs[SUBJECT].isin(subjects).to_numpy(bool)]
-    vfs = tiledb.VFS(ctx=ctx)
-    voxels = join(uri, VOXELS)
-    listed = vfs.ls(voxels) if vfs.is_dir(voxels) else []
-    for shard in [u for u in listed if _last(u).startswith(f"{run}-")]:
-        kept = {int(s) for s in obs.loc[(obs["shard"] == _last(shard)).to_numpy(bool), "slot"]}
-        try:
-            if kept:
-                _delete_slots_but(shard, kept, vfs, ctx)
-            else:
-                vfs.remove_dir(shard)  # not tiledb.remove: a shard whose creation was cut short is no array
-        except tiledb.TileDBError:
-            if vfs.is_dir(shard):  # else another process cleaned it first
-                raise
+def _clean_shard(shard: str, kept: set[int], vfs: tiledb.VFS, ctx: tiledb.Ctx) -> None:
+    try:
+        if kept:
+            _delete_slots_but(shard, kept, vfs, ctx)
+        else:
+            vfs.remove_dir(shard)  # not tiledb.remove: a shard whose creation was cut short is no array
+    except tiledb.TileDBError:
+        if vfs.is_dir(shard):  # else another process cleaned it first
+            raise
+
+
+def _remove(folder: str, vfs: tiledb.VFS) -> None:
+    try:
+        vfs.remove_dir(folder)
+    except tiledb.TileDBError:
+        if vfs.is_dir(folder):  # else another process cleaned it first
+            raise
 
 
 def _delete_slots_but(shard: str, kept: Collection[int], vfs: tiledb.VFS, ctx: tiledb.Ctx) -> None:
