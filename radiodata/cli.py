@@ -1,4 +1,4 @@
-"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``verify``, ``advise``.
+"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``verify``, ``optimize``, ``advise``.
 
 Exit codes: 0 ok, 1 the work failed, 2 the command makes no sense. Heavy imports wait until a command runs.
 """
@@ -144,6 +144,15 @@ def verify(
     out.print(f"{found.checked} volumes checked, {len(found.problems)} differ: {uri}", highlight=False, markup=False)
     if found.problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def optimize(uri: Uri) -> None:
+    """Merge the tables, forget earlier versions, and free the disk of what only they held."""
+    from radiodata.store import Cohort
+
+    done = Cohort(uri).optimize()
+    out.print(f"{uri} is at version {done.version}, alone", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -16,8 +16,8 @@ from radiodata.store.obs import SUBJECT
 from radiodata.store.query import subjects_where
 from radiodata.store.show import cohort_html
 from radiodata.store.snapshot import Snapshot, open_snapshot
-from radiodata.store.view import View
-from radiodata.store.writing import write_once
+from radiodata.store.view import View, copied
+from radiodata.store.writing import optimize, write_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -137,7 +137,7 @@ class Cohort(View["Cohort"]):
     @property
     def obs_meta(self) -> pd.DataFrame:
         """One row a subject, indexed by ``obs_subject_id``; a copy, to write columns see ``update_obs_meta``."""
-        return self._obs_meta.copy(deep=False)
+        return copied(self._obs_meta)
 
     @cached_property
     def _obs_meta(self) -> pd.DataFrame:
@@ -280,8 +280,13 @@ class Cohort(View["Cohort"]):
 
     def add_collection(self, name: str, files: str | Path | Sequence[str | Path], **options: Any) -> Cohort:
         """Add a collection of subjects that are there, from NIfTI files; `options` as of ``append``."""
+        from radiodata.ingest.discover import group_subjects
+
         if name in self:
             raise ConfigError(f"the cohort at {self.uri} has a collection {name!r} already: use append")
+        given, _ = group_subjects({name: files}, options.get("subject_id"), None)
+        if lost := sorted({s.subject for s in given}.difference(self._table.index)):
+            raise ObsNotFoundError(f"the cohort at {self.uri} has no subjects {lost[:10]}: use append")
         return self.append({name: files}, **options)
 
     def remove(self, *, subjects: str | Iterable[str] = (), collection: str | None = None) -> Cohort:
@@ -362,6 +367,14 @@ class Cohort(View["Cohort"]):
             When one is not there, or the store's own.
         """
         return self._write(f"drop {list(columns)}", lambda draft: draft.drop_columns(collection, columns))
+
+    def optimize(self) -> Cohort:
+        """Merge the segments of the tables, forget earlier versions, and free the disk of what only they held.
+
+        Who opened an earlier version must open the cohort again; runs that write at the same time are left alone.
+        """
+        optimize(self._writable(), self.config)
+        return self._again()
 
     def _write(self, what: str, change: Callable[[Draft], None]) -> Cohort:
         write_once(self._writable(), what, change, self.config)

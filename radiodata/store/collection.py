@@ -24,7 +24,7 @@ from radiodata.store.obs import (
 from radiodata.store.query import volumes_where
 from radiodata.store.show import collection_html
 from radiodata.store.table import read_ragged, read_table
-from radiodata.store.view import View
+from radiodata.store.view import View, copied
 from radiodata.store.volume import Volume
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class VolumeCollection(View[Volume]):
     @property
     def obs(self) -> pd.DataFrame:
         """One row a volume, indexed by ``obs_id``; a copy, to write columns see ``update_obs``."""
-        return self._obs.copy(deep=False)
+        return copied(self._obs)
 
     @cached_property
     def _obs(self) -> pd.DataFrame:

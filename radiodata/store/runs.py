@@ -23,7 +23,7 @@ from radiodata.store.obs import OBS_ID
 from radiodata.store.table import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from radiodata.store.config import ReadConfig
     from radiodata.store.record import Record
@@ -70,21 +70,27 @@ def _marks(uri: str, vfs: tiledb.VFS) -> list[str]:
 def clean_run(uri: str, run: str, config: ReadConfig) -> None:
     """Remove what one run wrote and no version of the cohort holds; nothing of the run may still write."""
     with writer_lock(uri, context(config)):
-        _clean(uri, run, config)
+        _clean(uri, lambda other: other == run, config)
 
 
-def _clean(uri: str, run: str, config: ReadConfig) -> None:
+def clean_all(uri: str, config: ReadConfig) -> None:
+    """Remove what no version of the cohort holds, of every run but those that go on; the caller holds the lock."""
+    going_on = {mark.split(".")[0] for mark in _marks(uri, tiledb.VFS(ctx=context(config))) if _alive(mark)}
+    _clean(uri, lambda run: run not in going_on, config)
+
+
+def _clean(uri: str, gone: Callable[[str], bool], config: ReadConfig) -> None:
     held = [commits.read(uri, version, config) for version in commits.versions(uri, config)]
     needed = {path for record in held for path in record.segments()}
     vfs = tiledb.VFS(ctx=context(config))
     known = {collection.folder for record in held for collection in record.collections.values()}
     folders = known | {_last(u) for u in vfs.ls(uri) if _last(u)[:2] != "__" and vfs.is_dir(join(u, VOXELS))}
     for table in (OBS_META, *(join(folder, "obs") for folder in folders)):
-        for segment in _of_run(join(uri, table), run, vfs):
+        for segment in _of_runs(join(uri, table), gone, vfs):
             if join(table, _last(segment)) not in needed:
                 _remove(segment, vfs)
     for folder in folders:
-        shards = _of_run(join(uri, folder, VOXELS), run, vfs)
+        shards = _of_runs(join(uri, folder, VOXELS), gone, vfs)
         slots = _slots(uri, folder, held, config) if shards else {}
         for shard in shards:
             _clean_shard(shard, slots.get(_last(shard), set()), vfs, context(config))
@@ -93,8 +99,9 @@ def _clean(uri: str, run: str, config: ReadConfig) -> None:
             _remove(join(uri, folder), vfs)
 
 
-def _of_run(folder: str, run: str, vfs: tiledb.VFS) -> list[str]:
-    return [u for u in vfs.ls(folder) if _last(u).startswith(f"{run}-")] if vfs.is_dir(folder) else []
+def _of_runs(folder: str, gone: Callable[[str], bool], vfs: tiledb.VFS) -> list[str]:
+    entries = vfs.ls(folder) if vfs.is_dir(folder) else []
+    return [u for u in entries if "-" in _last(u) and gone(_last(u).split("-")[0])]
 
 
 def _slots(uri: str, folder: str, held: list[Record], config: ReadConfig) -> dict[str, set[int]]:

@@ -124,6 +124,11 @@ class View(ABC, Generic[R]):
         return np.asarray(at, np.intp)
 
 
+def copied(frame: pd.DataFrame) -> pd.DataFrame:
+    """Copy of a table; from pandas 3 on, columns are copied when they are written to."""
+    return frame.copy(deep=int(pd.__version__.split(".")[0]) < 3)
+
+
 class _Loc(Generic[V, R]):
     def __init__(self, view: V) -> None:
         self._view = view

@@ -18,7 +18,7 @@ from radiodata.store.context import context
 from radiodata.store.layout import join
 from radiodata.store.lock import writer_lock
 from radiodata.store.record import Record
-from radiodata.store.runs import begin_run, clean_run, end_run
+from radiodata.store.runs import begin_run, clean_all, clean_run, end_run
 from radiodata.store.segments import write_segment
 from radiodata.store.table import read_table
 
@@ -142,6 +142,17 @@ def write_once(uri: str, what: str, change: Callable[[Draft], None], config: Rea
     """Commit one change of the tables of the cohort at `uri`, in a run of its own."""
     with Writer(uri, config) as writer:
         return writer.commit(what, change)
+
+
+def optimize(uri: str, config: ReadConfig) -> Record:
+    """Make one segment of every table, forget all earlier versions, and free what only they held."""
+    with Writer(uri, config) as writer:
+        writer.commit("optimize", lambda draft: draft.merge(whole=True))
+        with writer_lock(uri, writer.ctx):
+            held = [commits.read(uri, version, config) for version in commits.versions(uri, config)]
+            forget(uri, held[:-1], held[-1:], config)
+            clean_all(uri, config)
+            return held[-1]
 
 
 def prune(writer: Writer) -> None:
