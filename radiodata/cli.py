@@ -1,4 +1,4 @@
-"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``verify``, ``optimize``, ``advise``.
+"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``verify``, ``export``, ``optimize`` and ``advise``.
 
 Exit codes: 0 ok, 1 the work failed, 2 the command makes no sense. Heavy imports wait until a command runs.
 """
@@ -143,6 +143,31 @@ def verify(
         err.print(f"[red]differs:[/red] {escape(str(problem))}", highlight=False, soft_wrap=True)
     out.print(f"{found.checked} volumes checked, {len(found.problems)} differ: {uri}", highlight=False, markup=False)
     if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    uri: Uri,
+    folder: Annotated[Path, typer.Argument(help="Where files are written: FOLDER/COLLECTION/SUBJECT.nii.gz.")],
+    collection: Annotated[
+        list[str] | None, typer.Option(help="A collection to be written; repeatable; by default all.")
+    ] = None,
+    where: Annotated[str | None, typer.Option(help="Subjects to be written: \"age > 40 and sex == 'F'\".")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Threads; each holds one volume in memory.")] = 2,
+) -> None:
+    """Write volumes as NIfTI files: those that were ingested come back as they were."""
+    from radiodata.export import export as write
+    from radiodata.store import Cohort
+
+    cohort = Cohort(uri) if where is None else Cohort(uri).filter(where)
+    with _progress("export") as tell:
+        done = write(cohort, folder, collections=collection, overwrite=overwrite, workers=workers, progress=tell)
+    for problem in done.problems:
+        err.print(f"[red]refused:[/red] {escape(str(problem))}", highlight=False, soft_wrap=True)
+    out.print(f"{len(done.files)} files written: {folder}", highlight=False, markup=False, soft_wrap=True)
+    if done.problems:
         raise typer.Exit(1)
 
 

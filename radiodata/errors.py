@@ -45,6 +45,18 @@ class TileReadError(StoreError, OSError):
     """Voxels that could not be read: names the volume, the box and the array."""
 
 
+class GeometryError(RadiodataError, ValueError):
+    """A volume whose grid is unknown or does not fit: a shape that changed without an affine, a box outside of it."""
+
+
+class PipelineError(RadiodataError, RuntimeError):
+    """A volume that a pipeline could not make: names it, the step, and what that said."""
+
+
+class ExportError(RadiodataError):
+    """A volume that cannot be given in another format without loss."""
+
+
 class PlanError(RadiodataError, ValueError):
     """A sampling request that cannot be met by this cohort."""
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from radiodata.errors import GeometryError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from radiodata._typing import Affine, Box
 
@@ -86,6 +88,48 @@ def crop_affine(affine: Affine, start: Sequence[int] | NDArray[np.int64]) -> Aff
     out = np.array(affine, np.float64)
     out[:3, 3] += out[:3, :3] @ np.asarray(start, np.float64)
     return out
+
+
+def to_world(affine: Affine, indices: ArrayLike) -> NDArray[np.float64]:
+    """World coordinates in mm (RAS+) of voxel indices, shape ``(..., 3)``; voxel centres have whole indices."""
+    at, matrix = np.asarray(indices, np.float64), np.asarray(affine, np.float64)
+    world: NDArray[np.float64] = at @ matrix[:3, :3].T + matrix[:3, 3]
+    return world
+
+
+def to_voxel(affine: Affine, points: ArrayLike) -> NDArray[np.float64]:
+    """Voxel indices, fractional, of world coordinates in mm (RAS+), shape ``(..., 3)``."""
+    return to_world(np.linalg.inv(np.asarray(affine, np.float64)), points)
+
+
+def world_box(affine: Affine, box_mm: ArrayLike, shape: Sequence[int]) -> Box:
+    """Smallest box of whole voxels that covers a box in the world, as far as it lies in a volume.
+
+    Parameters
+    ----------
+    box_mm
+        Two ends along each world axis (RAS+, mm), shape ``(3, 2)``, in any order.
+    shape
+        Of the volume, ``(x, y, z)``.
+
+    Raises
+    ------
+    GeometryError
+        When it is no such box, or does not meet the volume.
+    """
+    ends = np.asarray(box_mm, np.float64)
+    if ends.shape != (3, 2) or not np.isfinite(ends).all():
+        raise GeometryError(f"a box in the world is [[x, x], [y, y], [z, z]] in mm, not {np.asarray(box_mm).tolist()}")
+    corners = to_voxel(affine, np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3))
+    # a voxel reaches half an index to both sides; what is off by rounding covers no voxel more
+    low = np.floor(np.round(corners.min(axis=0) + 0.5, 6)).astype(np.int64)
+    high = np.ceil(np.round(corners.max(axis=0) + 0.5, 6)).astype(np.int64)
+    inside = clip_box(box(low, np.maximum(high, low + 1)), shape)
+    if (inside[:, 1] <= inside[:, 0]).any():
+        lowest, highest = to_world(affine, [-0.5] * 3), to_world(affine, np.asarray(shape) - 0.5)
+        spans = np.sort(np.stack([lowest, highest], axis=1), axis=1).round(1).tolist()
+        raise GeometryError(f"the box {ends.tolist()} mm does not meet the volume, whose corners are {spans} mm")
+    return inside
 
 
 def ras_transform(affine: Affine) -> NDArray[np.int8]:

@@ -12,15 +12,18 @@ import radiodata
 PACKAGE = Path(radiodata.__file__).parent
 FLOORS = [
     {"_typing"},
-    {"errors", "geometry"},
+    {"errors"},
+    {"geometry"},
     {"store", "sampling"},
     {"loading", "ingest", "inference"},
-    {"demo"},
+    {"export"},
+    {"demo", "pipeline"},
     {"lightning"},
     {"cli", "hydra"},
 ]
-# a door on the cohort itself, opened only when it is used: Cohort.from_niftis, Cohort.append
-DOORS = {("store/cohort.py", "ingest")}
+# doors on the store's own classes, opened only when they are used: Cohort.append, collection.map, volume.to_nifti
+DOORS = {("store/cohort.py", "ingest"), ("store/collection.py", "pipeline"), ("store/collection.py", "export")}
+DOORS |= {("store/cohort.py", "export"), ("store/loaded.py", "export")}
 
 
 def imports(path: Path) -> set[str]:

@@ -128,18 +128,23 @@ def test_hard_files_go_through_the_store(shared_data: Path, tmp_path: Path, name
     np.testing.assert_array_equal(volume.to_numpy(), expected.astype(volume.dtype))
 
 
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("complex64.nii.gz", "complex and RGB"),
-        ("rgb24_ct_perfusion.nii.gz", "complex and RGB"),
-        ("pair_ras.hdr", "pair"),
-    ],
-)
-def test_what_cannot_be_held_is_refused(shared_data: Path, name: str, why: str) -> None:
+def test_complex_and_rgb_voxels_are_channels(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "nifti_hard"
+    images = {"wave": [folder / "complex64.nii.gz"], "colour": [folder / "rgb24_ct_perfusion.nii.gz"]}
+    cohort = Cohort.from_niftis(tmp_path / "c", images, subject_id=lambda _: "one", validate_alignment=False, tiling=32)
+    wave = np.asanyarray(nib.as_closest_canonical(nib.load(images["wave"][0])).dataobj)
+    np.testing.assert_array_equal(cohort.wave.iloc[0].to_numpy(), np.stack([wave.real, wave.imag], axis=-1))
+    colour = np.asanyarray(nib.as_closest_canonical(nib.load(images["colour"][0])).dataobj)
+    parts = np.stack([colour[n] for n in "RGB"], axis=-1)
+    found = cohort.colour.iloc[0].to_numpy()
+    np.testing.assert_array_equal(found, parts.reshape(found.shape))
+    assert cohort.colour.obs["source_dtype"].tolist() == ["rgb24"]
+
+
+def test_one_half_of_a_pair_is_refused(shared_data: Path) -> None:
     for read in (read_header, load):
-        with pytest.raises(NiftiError, match=why):
-            read(shared_data / "nifti_hard" / name)
+        with pytest.raises(NiftiError, match="pair"):
+            read(shared_data / "nifti_hard" / "pair_ras.hdr")
 
 
 def test_odd_files(shared_data: Path, tmp_path: Path) -> None:

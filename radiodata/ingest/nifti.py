@@ -45,7 +45,8 @@ class NiftiHeader:
     shape
         ``(x, y, z)``.
     channels
-        1, or the number of time frames or vector components.
+        1, or the number of time frames or vector components; of complex voxels the real and the imaginary part are a
+        channel each, of RGB voxels the three colours.
     affine
         Voxel index to world mm (RAS+).
     """
@@ -73,7 +74,6 @@ class NiftiVolume:
     slope: float
     intercept: float
     affine: Affine
-    orientation: str
     source_dtype: str
     source_orientation: str
     source_hash: str
@@ -104,7 +104,7 @@ def read_header(path: Path, *, orient: str | None = None) -> NiftiHeader:
                 head = file.read(1024)
     except _UNREADABLE as error:
         raise NiftiError(f"cannot be read ({type(error).__name__}: {error})") from error
-    grid = _grid(_header_class(head))
+    grid = grid_of(header_of(head))
     if orient is None:
         return grid
     turn = ras_transform(grid.affine)
@@ -126,14 +126,15 @@ def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> Nift
     Raises
     ------
     NiftiError
-        When the file is damaged, truncated, or of a kind that we cannot hold (complex, RGB).
+        When the file is damaged, truncated, or of a kind that we cannot hold.
     """
     raw_bytes, source_hash = _read_verified(path)
-    header = _header_class(raw_bytes)
-    grid = _grid(header)
+    header = header_of(raw_bytes)
+    grid = grid_of(header)
     stored, slope, intercept = _raw_array(header, raw_bytes)
-    voxels, slope, intercept = exact(stored, slope, intercept, label=label)
-    voxels = np.moveaxis(voxels.reshape((*grid.shape, grid.channels), order="F"), -1, 0)
+    part, parts = components(stored.dtype)
+    values, slope, intercept = exact(stored.view(part), slope, intercept, label=label)
+    voxels = unravel(values, grid, parts)
     affine = grid.affine
     if orient == "RAS":
         turn = ras_transform(affine)
@@ -144,12 +145,42 @@ def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> Nift
         slope=slope,
         intercept=intercept,
         affine=affine,
-        orientation=axis_codes(affine),
-        source_dtype=str(stored.dtype),
+        source_dtype=f"rgb{8 * parts}" if stored.dtype.names else str(stored.dtype),
         source_orientation=axis_codes(grid.affine),
         source_hash=source_hash,
         header=raw_bytes[: int(header["vox_offset"]) or len(header.binaryblock)],
     )
+
+
+def components(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
+    """Dtype and number of what a voxel is made of: real and imaginary part, or red, green and blue; else itself.
+
+    Raises
+    ------
+    NiftiError
+        When it is no kind of number.
+    """
+    if dtype.kind in "iuf":
+        return dtype, 1
+    if dtype.kind == "c":
+        part = np.dtype(f"f{dtype.itemsize // 2}").newbyteorder(dtype.byteorder)
+        return part, 2
+    if dtype.names and all(dtype[name] == np.uint8 for name in dtype.names):
+        return np.dtype(np.uint8), len(dtype.names)
+    raise NiftiError(f"holds {dtype} voxels, which are no numbers")
+
+
+def unravel(flat: Voxels, grid: NiftiHeader, parts: int) -> Voxels:
+    """Voxels ``(channel, x, y, z)`` of those in the order of a file, whose parts come one after another."""
+    cube = flat.reshape((parts, *grid.shape, grid.channels // parts), order="F")
+    return np.transpose(cube, (4, 0, 1, 2, 3)).reshape((grid.channels, *grid.shape))
+
+
+def ravel(voxels: Voxels, parts: int) -> Voxels:
+    """Undo ``unravel``."""
+    channels, *shape = voxels.shape
+    cube = voxels.reshape((channels // parts, parts, *shape))
+    return np.ravel(np.transpose(cube, (1, 2, 3, 4, 0)), order="F")
 
 
 def exact(stored: Voxels, slope: float, intercept: float, *, label: bool = False) -> tuple[Voxels, float, float]:
@@ -217,7 +248,14 @@ def _read_verified(path: Path) -> tuple[bytes, str]:
     return data, digest
 
 
-def _header_class(data: bytes) -> Any:
+def header_of(data: bytes) -> Any:
+    """Header, of nibabel, of a NIfTI-1 or -2 file.
+
+    Raises
+    ------
+    NiftiError
+        When it is none.
+    """
     if not data:
         raise NiftiError("is empty")
     for cls in (nib.Nifti1Header, nib.Nifti2Header):
@@ -240,10 +278,18 @@ def _sensible(read: Callable[[], Any]) -> Any:
         raise NiftiError(f"has a header that makes no sense: {error}") from error
 
 
-def _grid(header: Any) -> NiftiHeader:
+def grid_of(header: Any) -> NiftiHeader:
+    """Grid that a header tells of.
+
+    Raises
+    ------
+    NiftiError
+        When it is of a kind that we cannot hold.
+    """
     dtype = _sensible(header.get_data_dtype)
-    if dtype.kind not in "iuf":
-        raise NiftiError(f"holds {dtype} voxels: complex and RGB are not supported, split them into channels first")
+    parts = components(dtype)[1]
+    if parts > 1 and not _unscaled(header):
+        raise NiftiError(f"holds {dtype} voxels with a slope: write it anew without")
     shape = tuple(int(n) for n in header.get_data_shape())
     if not shape or min(shape) < 1:
         raise NiftiError(f"has no voxels: shape {shape}")
@@ -253,8 +299,13 @@ def _grid(header: Any) -> NiftiHeader:
     affine = np.asarray(_sensible(header.get_best_affine), np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise NiftiError(f"has an affine that cannot be inverted: {affine.tolist()}")
-    channels = int(np.prod(rest)) if rest else 1
+    channels = (int(np.prod(rest)) if rest else 1) * parts
     return NiftiHeader((spatial[0], spatial[1], spatial[2]), channels, affine)
+
+
+def _unscaled(header: Any) -> bool:
+    slope, intercept = _sensible(header.get_slope_inter)
+    return slope in (None, 1.0) and intercept in (None, 0.0)
 
 
 def _raw_array(header: Any, data: bytes) -> tuple[Voxels, float, float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.geometry import spacing_of
+from radiodata.geometry import axis_codes, spacing_of
 from radiodata.ingest.nifti import NiftiError, NiftiVolume, load
 from radiodata.ingest.statistics import image_statistics, label_statistics
 from radiodata.store.context import context
@@ -19,6 +19,7 @@ from radiodata.store.writer import ensure_shard, write_volume
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from radiodata._typing import Affine, Voxels
     from radiodata.store.config import ReadConfig, StoreConfig
 
 
@@ -52,35 +53,71 @@ def write_file(path: Path, subject: str, slot: Slot, config: StoreConfig, read: 
     NiftiError
         When the file cannot be taken.
     """
-    ctx = context(read)
     volume = load(path, orient=config.orient, label=slot.kind == "label")
     if slot.kind == "label" and (volume.voxels.dtype.kind == "f" or (volume.slope, volume.intercept) != (1.0, 0.0)):
         raise NiftiError(f"holds values that are not whole numbers, but {slot.collection!r} is a label collection")
     if slot.kind == "label" and len(volume.voxels) > 1:
         raise NiftiError(f"holds {len(volume.voxels)} channels, but {slot.collection!r} is a label collection")
-    shard = shard_name(slot.run, slot.index // config.slots, str(volume.voxels.dtype))
+    return write_voxels(
+        slot,
+        subject,
+        f"{subject}_{slot.collection}",
+        volume.voxels,
+        volume.affine,
+        _source(volume, path),
+        config,
+        read,
+        scale=(volume.slope, volume.intercept),
+    )
+
+
+def write_voxels(
+    slot: Slot,
+    subject: str,
+    obs_id: str,
+    voxels: Voxels,
+    affine: Affine,
+    source: dict[str, Any],
+    config: StoreConfig,
+    read: ReadConfig,
+    *,
+    scale: tuple[float, float] = (1.0, 0.0),
+) -> Written:
+    """Write voxels into `slot`, and make their rows.
+
+    Parameters
+    ----------
+    voxels
+        ``(channel, x, y, z)``, C order, as they are to be stored.
+    source
+        Columns ``source_*``: where they are from.
+    scale
+        Slope and intercept that make physical values of them.
+    """
+    ctx, dtype = context(read), str(voxels.dtype)
+    shard = shard_name(slot.run, slot.index // config.slots, dtype)
     uri, place = shard_uri(slot.collection_uri, shard), slot.index % config.slots
-    ensure_shard(uri, str(volume.voxels.dtype), config, ctx)
-    write_volume(uri, place, volume.voxels, ctx)
-    statistics = _statistics(volume, slot.kind, config)
+    ensure_shard(uri, dtype, config, ctx)
+    write_volume(uri, place, voxels, ctx)
+    statistics = _statistics(voxels, scale, slot.kind, config)
     row = {
         SUBJECT: subject,
         "shard": shard,
         "slot": place,
         RUN: slot.run,
-        **_grid(volume),
+        **_grid(voxels, affine),
+        "slope": scale[0],
+        "intercept": scale[1],
         **statistics.obs,
-        **_source(volume, path),
+        **source,
+        "content_hash": content_hash(voxels),
     }
     extras = {c.name: row.pop(c.name) for c in VOLUME_EXTRAS}
-    key = volume_key(shard, place)
-    return Written(slot.collection, f"{subject}_{slot.collection}", row, key, {**statistics.tiles, **extras})
+    return Written(slot.collection, obs_id, row, volume_key(shard, place), {**statistics.tiles, **extras})
 
 
-def _statistics(volume: NiftiVolume, kind: str, config: StoreConfig) -> Any:
-    values = volume.voxels
-    if (volume.slope, volume.intercept) != (1.0, 0.0):
-        values = (values * np.float64(volume.slope) + volume.intercept).astype(np.float32)
+def _statistics(voxels: Voxels, scale: tuple[float, float], kind: str, config: StoreConfig) -> Any:
+    values = voxels if scale == (1.0, 0.0) else (voxels * np.float64(scale[0]) + scale[1]).astype(np.float32)
     image = image_statistics(values, config.tile)
     if kind == "image":
         return image
@@ -88,18 +125,15 @@ def _statistics(volume: NiftiVolume, kind: str, config: StoreConfig) -> Any:
     return type(label)(obs={**image.obs, **label.obs}, tiles=label.tiles)
 
 
-def _grid(volume: NiftiVolume) -> dict[str, Any]:
-    channels, *size = volume.voxels.shape
-    spacing = spacing_of(volume.affine)
+def _grid(voxels: Voxels, affine: Affine) -> dict[str, Any]:
+    channels, *size = voxels.shape
     return {
         "channels": channels,
         **{f"size_{a}": n for a, n in zip("xyz", size, strict=True)},
-        **{f"spacing_{a}": float(s) for a, s in zip("xyz", spacing, strict=True)},
-        "affine": volume.affine.ravel(),
-        "orientation": volume.orientation,
-        "dtype": str(volume.voxels.dtype),
-        "slope": volume.slope,
-        "intercept": volume.intercept,
+        **{f"spacing_{a}": float(s) for a, s in zip("xyz", spacing_of(affine), strict=True)},
+        "affine": affine.ravel(),
+        "orientation": axis_codes(affine),
+        "dtype": str(voxels.dtype),
     }
 
 
@@ -111,5 +145,4 @@ def _source(volume: NiftiVolume, path: Path) -> dict[str, Any]:
         "source_orientation": volume.source_orientation,
         "source_hash": volume.source_hash,
         "source_header": volume.header,
-        "content_hash": content_hash(volume.voxels),
     }

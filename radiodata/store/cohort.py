@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    import pyarrow
     from numpy.typing import NDArray
 
     from radiodata.store.config import ReadConfig, StoreConfig, TilingLike
@@ -142,6 +143,12 @@ class Cohort(View["Cohort"]):
     @cached_property
     def _obs_meta(self) -> pd.DataFrame:
         return self._table if self._given is None else self._table.iloc[self._given]
+
+    def to_arrow(self) -> pyarrow.Table:
+        """`obs_meta` as an Arrow table, ``obs_subject_id`` first; needs ``radiodata[arrow]``."""
+        from radiodata.export import to_arrow
+
+        return to_arrow(self.obs_meta)
 
     def freeze(self) -> Manifest:
         """Manifest of what this cohort or view holds; its hash changes with any voxel, grid or table value.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from radiodata.store.context import context
 from radiodata.store.obs import (
     IMAGE_TILES,
     LABEL_TILES,
+    OBS_COLUMNS,
     SUBJECT,
     TILES_INDEX,
     VoxelSources,
@@ -30,6 +31,8 @@ from radiodata.store.volume import Volume
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import anndata
+    import pyarrow
     from numpy.typing import NDArray
 
     from radiodata.geometry import Shape3
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from radiodata.store.table import Ragged
 
 _FEW = 256
+_STORES_OWN = frozenset(c.name for c in OBS_COLUMNS)
 
 
 class VolumeCollection(View[Volume]):
@@ -93,7 +97,8 @@ class VolumeCollection(View[Volume]):
     def _one(self, row: int) -> Volume:
         cells = self._table.iloc[row]
         source = source_of(self.uri, str(self._table.index[row]), cells, self._snapshot.token)
-        return Volume(source, cells, self.config)
+        header = partial(_header_of, self._at(np.array([row], np.intp)))
+        return Volume(source, cells, self.config, kind=self.kind, header=header)
 
     def _name(self) -> str:
         return f"collection {self.name!r} of the cohort at {self._snapshot.uri}"
@@ -127,6 +132,30 @@ class VolumeCollection(View[Volume]):
             When it is no expression, names a column that is not there, or compares what cannot be compared.
         """
         return self._at(self._rows[volumes_where(self._obs, self._snapshot.obs_meta, expression)])
+
+    def joined(self) -> pd.DataFrame:
+        """Columns of `obs`, and of the volume's subject where `obs` has none of the name; one row a volume."""
+        meta = self._snapshot.obs_meta
+        theirs = meta[[n for n in meta.columns if n not in self._obs.columns]]
+        rows = theirs.reindex(pd.Index(self._obs[SUBJECT].to_numpy(object)))
+        return pd.concat([self._obs, rows.set_axis(self._obs.index)], axis=1)
+
+    def own_numbers(self) -> list[str]:
+        """Columns of numbers that were added to `obs`."""
+        given = [c.name for c in self._snapshot.state(self.name).obs.columns if c.name not in _STORES_OWN]
+        return [n for n in given if pd.api.types.is_numeric_dtype(self._obs[n])]
+
+    def to_arrow(self) -> pyarrow.Table:
+        """`obs` as an Arrow table, ``obs_id`` first; needs ``radiodata[arrow]``."""
+        from radiodata.export import to_arrow
+
+        return to_arrow(self.obs)
+
+    def to_anndata(self, features: Sequence[str] | None = None) -> anndata.AnnData:
+        """Volumes by feature columns, as AnnData; see ``radiodata.export.to_anndata``."""
+        from radiodata.export import to_anndata
+
+        return to_anndata(self, features)
 
     def sources(self) -> VoxelSources:
         """Voxel sources of every volume, in the order of ``.obs``."""
@@ -185,3 +214,7 @@ class VolumeCollection(View[Volume]):
 
     def _repr_html_(self) -> str:
         return collection_html(self)
+
+
+def _header_of(one: VolumeCollection) -> bytes:
+    return one.source_headers()[0]

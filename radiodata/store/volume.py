@@ -6,20 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.geometry import box
+from radiodata.errors import GeometryError
+from radiodata.geometry import box, box_slices, crop_affine, world_box
 from radiodata.store.context import DEFAULT_READ
+from radiodata.store.loaded import LoadedVolume, Outward
 from radiodata.store.obs import SUBJECT, VoxelSource, affine_of
 from radiodata.store.reader import read_box
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from radiodata._typing import Affine, Box, Voxels
     from radiodata.store.config import ReadConfig
 
 
-class Volume:
+class Volume(Outward):
     """A volume, indexed like a NIfTI array: ``vol[100:164, 100:164, 50:114]`` reads those tiles only.
 
     Axes are ``(x, y, z)``, with ``(x, y, z, channel)`` where there are several channels (time frames,
@@ -35,12 +39,26 @@ class Volume:
         The volume's row of `obs`.
     config
         How TileDB reads.
+    kind
+        ``"image"`` or ``"label"``.
+    header
+        Reads the header of the file that it was ingested from.
     """
 
-    def __init__(self, source: VoxelSource, row: pd.Series[Any], config: ReadConfig = DEFAULT_READ) -> None:
+    def __init__(
+        self,
+        source: VoxelSource,
+        row: pd.Series[Any],
+        config: ReadConfig = DEFAULT_READ,
+        *,
+        kind: str = "image",
+        header: Callable[[], bytes] = bytes,
+    ) -> None:
         self.source = source
         self.obs = row
+        self.kind = kind
         self._config = config
+        self._header = header
 
     @property
     def obs_id(self) -> str:
@@ -99,6 +117,42 @@ class Volume:
     def to_numpy(self) -> NDArray[Any]:
         """Read every voxel; shape as ``.shape``."""
         return self[...]
+
+    def to_stored(self) -> Voxels:
+        """Read every voxel as it is stored, ``(channel, x, y, z)``, before slope and intercept."""
+        return read_box(self.source, box((0, 0, 0), self.source.size), config=self._config)
+
+    def load(self) -> LoadedVolume:
+        """Read every voxel, and keep the grid with them."""
+        return self._loaded(self.to_numpy(), self.affine)
+
+    def crop_world(self, box_mm: ArrayLike) -> LoadedVolume:
+        """Read the voxels that cover a box in the world, as far as it lies in the volume.
+
+        Parameters
+        ----------
+        box_mm
+            Two ends along each world axis (RAS+, mm), shape ``(3, 2)``.
+
+        Raises
+        ------
+        GeometryError
+            When the box does not meet the volume.
+        """
+        try:
+            inside = world_box(self.affine, box_mm, self.shape[:3])
+        except GeometryError as error:
+            raise GeometryError(f"volume {self.obs_id!r}: {error}") from error
+        return self._loaded(self[box_slices(inside)], crop_affine(self.affine, inside[:, 0]))
+
+    def source_header(self) -> bytes:
+        """Read the header of the file that it was ingested from, byte for byte; empty where there is none."""
+        return self._header()
+
+    def _loaded(self, voxels: NDArray[Any], affine: Affine) -> LoadedVolume:
+        return LoadedVolume(
+            voxels, affine, self.obs_id, self.obs_subject_id, self.kind, {str(n): v for n, v in self.obs.items()}
+        )
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:

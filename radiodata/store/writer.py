@@ -9,6 +9,7 @@ import numpy as np
 import tiledb
 
 from radiodata.errors import StoreError
+from radiodata.store.context import patiently
 from radiodata.store.layout import voxel_schema
 
 _creating = threading.Lock()
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 
 def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx) -> None:
-    """Create a packed shard unless it is there; threads may ask at once (other processes have other shards)."""
-    with _creating:
+    """Create a packed shard unless it is there; threads and processes may ask at once."""
+
+    def create() -> None:
         if not tiledb.array_exists(uri, ctx=ctx):
             tiledb.Array.create(uri, voxel_schema(dtype, config.tile, config, ctx), ctx=ctx)
+
+    with _creating:
+        patiently(create)  # where another process was quicker, it is there the next time
 
 
 def write_volume(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> None:
