@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from radiodata.store.columns import infer_columns
 from radiodata.store.config import ReadConfig, StoreConfig
 from radiodata.store.obs import SUBJECT
 from radiodata.store.runs import clean_abandoned
-from radiodata.store.writing import Writer
+from radiodata.store.writing import Batches, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from radiodata.ingest.discover import Files, SubjectRule
     from radiodata.store.config import TilingLike
     from radiodata.store.record import Record
-
-_BATCH = 16
-_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -189,23 +185,29 @@ def _write_all(
     """Write subjects, and commit those that are whole: as they come, or all at the end."""
     added: list[str] = []
     problems: list[Problem] = []
-    batch: list[tuple[str, list[Written]]] = []
-    since = time.monotonic()
+
+    def commit(ready: list[tuple[str, list[Written]]]) -> None:
+        writer.commit(f"ingest {len(ready)} subjects", lambda draft: target.add(draft, folders, ready))
+        added.extend(subject for subject, _ in ready)
+
+    batches = Batches(commit)
+    whole: list[tuple[str, list[Written]]] = []
     # closing: where this fails, no thread may go on writing while the run is cleaned
     with closing(_written(target, writer.run, folders, subjects, workers)) as outcomes:
         for done, (subject, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
+            elif atomic:
+                whole.append((subject, outcome))
             else:
-                batch.append((subject, outcome))
-            enough = not atomic and len(batch) >= _BATCH and time.monotonic() - since >= _SECONDS
-            if batch and (enough or done == len(subjects)) and not (atomic and problems):
-                ready = batch
-                writer.commit(f"ingest {len(ready)} subjects", lambda draft: target.add(draft, folders, ready))  # noqa: B023
-                added += [s for s, _ in ready]
-                batch, since = [], time.monotonic()
-            if progress is not None:
+                batches.add((subject, outcome))
+            if progress is not None and done < len(subjects):
                 progress(done, len(subjects))
+    if whole and not problems:
+        commit(whole)
+    batches.flush()
+    if progress is not None:
+        progress(len(subjects), len(subjects))
     return added, problems
 
 

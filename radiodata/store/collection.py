@@ -22,7 +22,7 @@ from radiodata.store.obs import (
     strings,
     volume_key,
 )
-from radiodata.store.query import volumes_where
+from radiodata.store.query import rows_where, volumes_where
 from radiodata.store.show import collection_html
 from radiodata.store.table import read_ragged, read_table
 from radiodata.store.view import View, copied
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from radiodata.geometry import Shape3
+    from radiodata.pipeline import LazyCollection, MappedVolumes
+    from radiodata.pipeline.steps import Transform
     from radiodata.store.config import ReadConfig
     from radiodata.store.snapshot import Snapshot
     from radiodata.store.table import Ragged
@@ -156,6 +158,47 @@ class VolumeCollection(View[Volume]):
         from radiodata.export import to_anndata
 
         return to_anndata(self, features)
+
+    def filter_subjects(self, expression: str) -> VolumeCollection:
+        """View of the volumes of subjects for which an expression over `obs_meta` holds.
+
+        Raises
+        ------
+        ExpressionError
+            When it is no expression, names a column that is not there, or compares what cannot be compared.
+        """
+        table = self._snapshot.obs_meta
+        chosen = table.index[rows_where(table, expression)]
+        return self._at(self._rows[self._obs[SUBJECT].isin(chosen).to_numpy(bool)])
+
+    def map(self, fn: Transform, **how: Any) -> MappedVolumes:
+        """Apply ``fn(volume, obs_row) -> volume | (volume, updates)`` to every volume now, and keep them in memory.
+
+        `how` is as of ``LazyCollection.iter_volumes``; see ``lazy`` for what does not fit in memory.
+        """
+        from radiodata.pipeline import MappedVolumes
+
+        return MappedVolumes.of(self, fn, **how)
+
+    def lazy(self) -> LazyCollection:
+        """Begin a pipeline that streams: steps are noted, and run when something asks for what they give."""
+        from radiodata.pipeline import LazyCollection
+
+        return LazyCollection(self)
+
+    @property
+    def snapshot_uri(self) -> str:
+        """URI of the cohort."""
+        return self._snapshot.uri
+
+    @property
+    def snapshot_version(self) -> int:
+        """Version of the cohort that this is of."""
+        return self._snapshot.record.version
+
+    def subjects_table(self) -> pd.DataFrame:
+        """`obs_meta` of the cohort, of all subjects."""
+        return copied(self._snapshot.obs_meta)
 
     def sources(self) -> VoxelSources:
         """Voxel sources of every volume, in the order of ``.obs``."""

@@ -69,6 +69,21 @@ def volumes_where(obs: pd.DataFrame, obs_meta: pd.DataFrame, text: str) -> NDArr
     return _mask(text, column, held, len(obs))
 
 
+def rows_where(obs_meta: pd.DataFrame, text: str) -> NDArray[np.bool_]:
+    """Subjects of a table `obs_meta` for which an expression holds, bool, shape ``(subjects,)``.
+
+    Raises
+    ------
+    ExpressionError
+        When the text is no expression, or names no column.
+    """
+
+    def column(name: str) -> pd.Series[Any]:
+        return pd.Series(obs_meta.index, obs_meta.index) if name == SUBJECT else obs_meta[name]
+
+    return _mask(text, column, [SUBJECT, *map(str, obs_meta.columns)], len(obs_meta))
+
+
 def _mask(text: str, column: Callable[[str], pd.Series[Any]], held: list[str], n: int) -> NDArray[np.bool_]:
     expression = parse(text)
     try:

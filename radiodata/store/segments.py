@@ -104,6 +104,11 @@ def _typed(given: dict[Any, Any], columns: Sequence[Column], index: pd.Index[Any
     }
 
 
+def typed(values: pd.Series[Any], kind: str) -> pd.Series[Any]:
+    """Values of a column as another kind holds them."""
+    return values.astype(_EMPTY[kind])
+
+
 def _categorical(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     kinds = {c.name: c for c in columns if c.categories is not None}
     if not kinds:

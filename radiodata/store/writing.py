@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import tiledb
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from radiodata.store.config import ReadConfig
     from radiodata.store.draft import Draft
     from radiodata.store.record import Segment, SegmentKind, TableState
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -136,6 +139,28 @@ class Writer:
         for segment in segments:
             if vfs.is_dir(join(self.uri, segment.path)):
                 vfs.remove_dir(join(self.uri, segment.path))
+
+
+class Batches(Generic[T]):
+    """Things that are committed together: those that came within two seconds, at least sixteen."""
+
+    SIZE = 16
+    SECONDS = 2.0
+
+    def __init__(self, commit: Callable[[list[T]], object]) -> None:
+        self._commit, self._held, self._since = commit, list[T](), time.monotonic()
+
+    def add(self, thing: T) -> None:
+        """Take a thing, and commit where there are enough."""
+        self._held.append(thing)
+        if len(self._held) >= self.SIZE and time.monotonic() - self._since >= self.SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what is held."""
+        held, self._held, self._since = self._held, [], time.monotonic()
+        if held:
+            self._commit(held)
 
 
 def write_once(uri: str, what: str, change: Callable[[Draft], None], config: ReadConfig) -> Record:

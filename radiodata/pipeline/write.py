@@ -1,0 +1,356 @@
+"""Writing derived volumes: a collection with geometry, columns and provenance, whole volumes at a time."""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from radiodata.errors import ConfigError, PipelineError, Problem
+from radiodata.ingest.volume import Slot, Written, write_voxels
+from radiodata.pipeline.running import Each, Take, Together
+from radiodata.pipeline.steps import loaded
+from radiodata.store import commits, layout
+from radiodata.store.columns import check_columns, infer_columns
+from radiodata.store.config import StoreConfig
+from radiodata.store.context import context
+from radiodata.store.draft import OWN
+from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, tile_columns
+from radiodata.store.runs import clean_abandoned
+from radiodata.store.segments import read_state, typed
+from radiodata.store.table import write_rows
+from radiodata.store.writer import consolidate_metadata, consolidate_table
+from radiodata.store.writing import Batches, Writer, prune
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from radiodata.pipeline.running import Runner
+    from radiodata.pipeline.steps import Item
+    from radiodata.store.cohort import Cohort
+    from radiodata.store.collection import VolumeCollection
+    from radiodata.store.config import ReadConfig, TilingLike
+    from radiodata.store.draft import Draft
+    from radiodata.store.record import Record
+
+Tell = "Callable[[int, int], None]"
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What a pipeline wrote.
+
+    Attributes
+    ----------
+    cohort
+        The cohort that it was written to, as it is now.
+    name
+        Of the collection.
+    written, present
+        Ids of volumes that were written, and of those that were there.
+    failed
+        Volumes that were skipped.
+    """
+
+    cohort: Cohort
+    name: str
+    written: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    failed: list[Problem] = field(default_factory=list)
+
+    @property
+    def collection(self) -> VolumeCollection:
+        """The collection that was written."""
+        return self.cohort[self.name]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A derived volume whose voxels are written and whose rows are not, and its columns; None: it is there."""
+
+    obs_id: str
+    written: Written | None
+    updates: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Save:
+    """Write the voxels of a volume; the last step."""
+
+    slots: dict[str, Slot]
+    present: frozenset[str]
+    name = "write"
+    target: _Place
+
+    def __call__(self, item: Item) -> Made:
+        obs_id = self.target.id_of(item)
+        if obs_id in self.present:
+            return Made(obs_id, None)
+        return self.target.save(loaded(item), obs_id, self.slots[item.obs_id])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where volumes are written to.
+
+    Attributes
+    ----------
+    source
+        Name of the collection that they are made of.
+    """
+
+    uri: str
+    name: str
+    source: str
+    kind: str
+    config: StoreConfig
+    read: ReadConfig
+
+    def id_of(self, item: Item) -> str:
+        """Id of the derived volume: with the name of its collection in place of that of the source."""
+        return derived_id(item.obs_id, self.source, self.name)
+
+    def save(self, volume: Any, obs_id: str, slot: Slot) -> Made:
+        """Write voxels."""
+        voxels = _storable(volume.voxels, self.kind)
+        channels = voxels[None] if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0)
+        source = {
+            "source_uri": f"{volume.obs.get('source_uri') or ''}",
+            "source_format": "derived",
+            "source_dtype": str(volume.voxels.dtype),
+            "source_orientation": volume.orientation,
+            "source_hash": str(volume.obs.get("content_hash") or ""),
+            "source_header": b"",
+        }
+        written = write_voxels(
+            slot,
+            volume.obs_subject_id,
+            obs_id,
+            np.ascontiguousarray(channels),
+            np.asarray(volume.affine, np.float64),
+            source,
+            self.config,
+            self.read,
+        )
+        return Made(obs_id, written, dict(volume.updates))
+
+
+def derived_id(obs_id: str, source: str, name: str) -> str:
+    """Id of a volume that is made of another."""
+    stem = obs_id.removesuffix(f"_{source}")
+    return f"{stem}_{name}" if stem != obs_id else f"{obs_id}_{name}"
+
+
+def _storable(voxels: Any, kind: str) -> Any:
+    narrow = {"bool": np.uint8, "float16": np.float32}.get(voxels.dtype.name)
+    if kind == "label" and voxels.dtype.kind == "f":
+        raise PipelineError(
+            f"it is {voxels.dtype}, and labels are whole numbers: Cast('uint8'), or write(kind='image')"
+        )
+    if kind == "label" and voxels.ndim == 4:
+        raise PipelineError("it has channels, which a label volume cannot have: write(kind='image')")
+    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    if native.dtype.itemsize > 8:
+        raise PipelineError(f"{native.dtype} cannot be stored: Cast('float64')")
+    return native if narrow is None else native.astype(narrow)
+
+
+def write_items(
+    source: VolumeCollection,
+    items: Callable[[frozenset[str]], Iterable[Item]],
+    view: VolumeCollection,
+    stages: Sequence[Each | Together | Take],
+    steps: list[str],
+    run: Runner,
+    *,
+    uri: str | Path | None,
+    name: str | None,
+    kind: str | None,
+    tiling: TilingLike | None,
+    config: StoreConfig | None,
+    progress: bool | Callable[[int, int], None],
+) -> WriteReport:
+    """Run a pipeline over `items`, of `view`, and write what comes of them; see ``LazyCollection.write``.
+
+    Parameters
+    ----------
+    items
+        Gives the volumes but those of some ids.
+    steps
+        What is done, for the provenance.
+    """
+    from radiodata.store.cohort import Cohort
+
+    home = source.snapshot_uri
+    place = _place(source, home, uri, name, kind, tiling, config)
+    ctx, provenance = context(place.read), _provenance(source, home, steps)
+    there = commits.latest(place.uri, place.read) if layout.check_root(place.uri, ctx) else None
+    held = _held(there, place, provenance, view)
+    if there is None:
+        layout.create_root(place.uri, ctx)
+    clean_abandoned(place.uri, place.read)
+    ids = {i: derived_id(i, place.source, place.name) for i in view.ids}
+    settled = all(isinstance(s, Each) for s in stages)  # else what comes out hangs on what went before
+    skipped = frozenset(i for i, new in ids.items() if new in held) if settled else frozenset()
+    report = WriteReport(None, place.name, present=[ids[i] for i in view.ids if i in skipped], failed=run.failed or [])  # type: ignore[arg-type]
+    with Writer(place.uri, place.read) as writer:
+        folder = writer.commit("create", lambda draft: _prepare(draft, place, provenance, None))
+        path = folder.collections[place.name].folder
+        where = layout.join(place.uri, path)
+        slots = {i: Slot(place.name, where, place.kind, writer.run, n) for n, i in enumerate(view.ids)}
+        save = _Save(slots, held, place)
+
+        def commit(batch: list[Made]) -> None:
+            writer.commit(
+                f"write {len(batch)} volumes", lambda draft: _add(draft, batch, place, path, source, provenance)
+            )
+
+        batches, total = Batches(commit), len(view) - len(skipped)
+        try:
+            with closing(run.run(items(skipped), _with(stages, save))) as made, _telling(progress) as tell:
+                for done, one in enumerate(made, 1):
+                    (report.present if one.written is None else report.written).append(one.obs_id)
+                    if one.written is not None:
+                        batches.add(one)
+                    tell(done, total)
+                tell(total, total)
+        finally:
+            batches.flush()  # what is whole stays, also where a volume failed
+        prune(writer)
+        _tidy(writer, where)
+        writer.clean = bool(run.failed)
+    return replace(report, cohort=Cohort(place.uri, config=place.read), failed=list(run.failed or []))
+
+
+def _with(stages: Sequence[Each | Together | Take], save: _Save) -> list[Each | Together | Take]:
+    if stages and isinstance(stages[-1], Each):
+        return [*stages[:-1], Each((*stages[-1].steps, save))]
+    return [*stages, Each((save,))]
+
+
+def _place(
+    source: VolumeCollection,
+    home: str,
+    uri: str | Path | None,
+    name: str | None,
+    kind: str | None,
+    tiling: TilingLike | None,
+    config: StoreConfig | None,
+) -> _Place:
+    where = str(uri) if uri is not None else home
+    if where.rstrip("/") == home.rstrip("/") and name in (None, source.name):
+        raise ConfigError(
+            f"collection {source.name!r} cannot be written over itself: write(name=...), or to another URI"
+        )
+    if kind not in (None, "image", "label"):
+        raise ConfigError(f"kind={kind!r}: image or label")
+    chosen = config or StoreConfig(tiling=tiling if tiling is not None else source.tile)
+    return _Place(
+        where, layout.check_name(name or source.name), source.name, kind or source.kind, chosen, replace(source.config)
+    )
+
+
+def _provenance(source: VolumeCollection, home: str, steps: list[str]) -> dict[str, Any]:
+    """What made it, from what, with which releases."""
+    software = {}
+    for package in ("radiodata", "numpy", "scipy", "monai", "torch"):
+        try:
+            software[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    made_of = {"uri": home, "collection": source.name, "version": source.snapshot_version}
+    return {"steps": steps, "source": made_of, "software": software}
+
+
+def _held(there: Record | None, place: _Place, provenance: dict[str, Any], view: VolumeCollection) -> frozenset[str]:
+    """Ids of the collection that is there; refuses one that was made otherwise, or of other voxels."""
+    state = there.collections.get(place.name) if there else None
+    if state is None:
+        return frozenset()
+    mine, theirs = provenance, state.provenance or {"steps": None, "source": {}}
+    same = mine["steps"] == theirs["steps"] and mine["source"]["collection"] == theirs["source"].get("collection")
+    if not same:
+        raise ConfigError(
+            f"collection {place.name!r} of {place.uri} is there and was made otherwise "
+            f"({theirs['steps'] or 'ingested'}, not {mine['steps']}): choose another name, or remove it"
+        )
+    rows = read_state(place.uri, state.obs, OBS_ID, context(place.read), ["source_hash"])["source_hash"].to_dict()
+    now = {derived_id(str(i), place.source, place.name): h for i, h in view.obs["content_hash"].items()}
+    other = sorted(i for i, made_of in rows.items() if i in now and now[i] != made_of)
+    if other:
+        raise ConfigError(
+            f"volumes {other[:10]} of collection {place.name!r} of {place.uri} were made of voxels that have "
+            "changed since: remove the collection, or write to another"
+        )
+    return frozenset(map(str, rows))
+
+
+def _prepare(draft: Draft, place: _Place, provenance: dict[str, Any], folder: str | None) -> None:
+    draft.ensure_collection(place.name, place.kind, place.config.tile, folder=folder, provenance=provenance)
+
+
+def _add(
+    draft: Draft,
+    batch: list[Made],
+    place: _Place,
+    folder: str,
+    source: VolumeCollection,
+    provenance: dict[str, Any],
+) -> None:
+    """Add volumes, their columns, and those of their subjects that are not there."""
+    _prepare(draft, place, provenance, folder)
+    written = [one.written for one in batch if one.written is not None]
+    subjects = list(dict.fromkeys(w.obs[SUBJECT] for w in written))
+    known = draft.present(None, subjects)
+    if new := [s for s in subjects if s not in known]:
+        draft.add_subjects(source.subjects_table().loc[new])
+    tiles = pd.DataFrame([w.tiles for w in written], index=[w.key for w in written])
+    write_rows(layout.join(place.uri, folder, "tiles"), tiles, tile_columns(place.kind), context(place.read))
+    ids = [w.obs_id for w in written]
+    rows = pd.DataFrame([w.obs for w in written], index=ids)[[c.name for c in OBS_COLUMNS]]
+    updates = pd.DataFrame([one.updates for one in batch], index=ids).infer_objects()
+    columns = infer_columns(updates)
+    _widen(draft, place.name, updates, columns)
+    draft.add_volumes(place.name, pd.concat([rows, updates], axis=1), columns)
+
+
+def _widen(draft: Draft, name: str, updates: pd.DataFrame, columns: Sequence[Any]) -> None:
+    """Let a column of earlier volumes that was null, or whole, become what later ones bring."""
+    held = {c.name: c for c in draft.record.collections[name].obs.columns if c.name not in OWN}
+    for column in columns:
+        old = held.get(column.name)
+        if old is None or old.kind == column.kind or updates[column.name].isna().all():
+            continue
+        before = draft.read(name, [column.name])[column.name]
+        if before.isna().all() or (old.kind, column.kind) == ("int", "float"):
+            draft.update(name, pd.DataFrame({column.name: typed(before, column.kind)}))
+        else:
+            check_columns(updates[[column.name]], [old])
+
+
+def _tidy(writer: Writer, where: str) -> None:
+    import tiledb
+
+    vfs, voxels = tiledb.VFS(ctx=writer.ctx), layout.join(where, layout.VOXELS)
+    shards = vfs.ls(voxels) if vfs.is_dir(voxels) else []
+    consolidate_metadata([s for s in shards if f"/{writer.run}-" in s], writer.ctx)
+    consolidate_table(layout.join(where, "tiles"), writer.ctx)
+
+
+@contextmanager
+def _telling(progress: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None]]:
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress:
+        yield lambda done, total: None
+    else:
+        from rich.progress import Progress
+
+        with Progress() as bar:
+            task = bar.add_task("write", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
