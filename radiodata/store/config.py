@@ -150,6 +150,8 @@ class ReadConfig:
             "vfs.min_batch_size": "0",
             # libtiledb 2.30 crashes at times when it merges the tiles of a sparse array in parallel
             "sm.query.sparse_global_order.preprocess_tile_merge": "0",
+            # buffers of a table's columns are as large as TileDB estimates, and not 10 MiB at the least
+            "py.init_buffer_bytes": str(1 << 16),
             "sm.compute_concurrency_level": str(self.threads),
             "sm.io_concurrency_level": str(self.threads),
             **{k: str(v) for k, v in self.tiledb.items()},
