@@ -199,8 +199,8 @@ def test_an_exception_in_the_middle_leaves_whole_subjects_and_no_rest(
     make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, uri = make_files(6), str(tmp_path / "c")
-    monkeypatch.setattr("radiodata.ingest.pipeline._BATCH", 2)
-    monkeypatch.setattr("radiodata.ingest.pipeline._SECONDS", 0.0)
+    monkeypatch.setattr("radiodata.store.writing.Batches.SIZE", 2)
+    monkeypatch.setattr("radiodata.store.writing.Batches.SECONDS", 0.0)
 
     def stop(done: int, total: int) -> None:
         if done == 3:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +11,11 @@ import pandas as pd
 
 from radiodata.errors import ConfigError
 from radiodata.pipeline.running import Each, Take, Together, runner
-from radiodata.pipeline.steps import GEOMETRY, STATISTICS, AsRow, AsVolume, Keep, Map, Unread, describe
+from radiodata.pipeline.stages import append, drops, ended, settled, unread
+from radiodata.pipeline.steps import GEOMETRY, STATISTICS, AsRow, AsVolume, Keep, Map, describe
 from radiodata.pipeline.write import write_items
 from radiodata.store.columns import infer_columns
 from radiodata.store.expression import parse
-from radiodata.store.obs import OBS_ID, affine_of
 from radiodata.store.segments import typed
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ class LazyCollection:
     def count(self, **how: Any) -> int:
         """Count the volumes; reads voxels only where a choice behind a transform depends on it."""
         view, stages = self._planned(**how)
-        if not any(isinstance(s, Take) or (isinstance(s, Each) and _drops(s)) for s in stages):
+        if not any(isinstance(s, Take) or (isinstance(s, Each) and drops(s)) for s in stages):
             return len(view)
         with self._rows(view, stages, **how) as rows:
             return sum(1 for _ in rows)
@@ -248,7 +247,7 @@ class LazyCollection:
         with runner(workers, executor, failed) as run:
             return write_items(
                 self._source,
-                lambda skipped: _items(view, skipped),
+                lambda skipped: unread(view, skipped),
                 view,
                 stages,
                 self._steps(),
@@ -280,16 +279,16 @@ class LazyCollection:
         for op in self._ops:
             if isinstance(op, Map):
                 touched |= getattr(op.fn, "touches", None) or frozenset({"*"})
-                _append(stages, op)
+                append(stages, op)
             elif isinstance(op, Together):
                 touched |= {"*"}
                 stages.append(op)
             elif isinstance(op, str):
-                if _settled(stages) and "*" not in touched and not touched & set(parse(op).columns):
+                if settled(stages) and "*" not in touched and not touched & set(parse(op).columns):
                     view = view.filter(op)
                 else:
-                    _append(stages, Keep(op, {str(n): t for n, t in view.joined().dtypes.items()}))
-            elif _settled(stages):
+                    append(stages, Keep(op, {str(n): t for n, t in view.joined().dtypes.items()}))
+            elif settled(stages):
                 view = op.pick(view)
             elif op.first is not None:
                 stages.append(Take(op.first))
@@ -308,7 +307,7 @@ class LazyCollection:
     @contextmanager
     def _running(self, run: Runner, end: tuple[Step, ...]) -> Iterator[Generator[Any, None, None]]:
         view, stages = self._planned()
-        with closing(run.run(_items(view), _ended(stages, end))) as stream:
+        with closing(run.run(unread(view), ended(stages, end))) as stream:
             yield stream
 
     @contextmanager
@@ -323,7 +322,7 @@ class LazyCollection:
     ) -> Iterator[Iterator[Any]]:
         with (
             runner(workers, executor, failed) as run,
-            closing(run.run(_items(view), _ended(stages, (AsRow(),)))) as stream,
+            closing(run.run(unread(view), ended(stages, (AsRow(),)))) as stream,
         ):
             yield stream
 
@@ -348,47 +347,6 @@ def _told(key: Any) -> str:
     if isinstance(key, slice):
         return ":".join("" if v is None else str(v) for v in (key.start, key.stop, key.step))
     return ", ".join(map(repr, list(key)))
-
-
-def _items(view: VolumeCollection, skipped: frozenset[str] | set[str] = frozenset()) -> Iterator[Unread]:
-    """Volumes of a view, not read."""
-    sources, config = view.sources(), replace(view.config, threads=1)
-    table: deque[pd.DataFrame] = deque([view.joined()], maxlen=1)
-    for at, source in enumerate(sources):
-        if source.obs_id in skipped:
-            continue
-        row = table[0].iloc[at]
-        obs = {str(n): None if _null(v) else v for n, v in row.items()}
-        affine = affine_of(row)
-        obs |= {OBS_ID: source.obs_id, "affine": affine, "collection_kind": view.kind}
-        yield Unread(source, config, view.kind, affine, obs)
-
-
-def _null(value: Any) -> bool:
-    return value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
-
-
-def _append(stages: list[Each | Together | Take], step: Step) -> None:
-    if stages and isinstance(stages[-1], Each):
-        stages[-1] = Each((*stages[-1].steps, step))
-    else:
-        stages.append(Each((step,)))
-
-
-def _ended(stages: Sequence[Each | Together | Take], end: tuple[Step, ...]) -> list[Each | Together | Take]:
-    held = list(stages)
-    for step in end:
-        _append(held, step)
-    return held
-
-
-def _settled(stages: Sequence[Each | Together | Take]) -> bool:
-    """Whether what comes out is what goes in, one for one and one by one."""
-    return all(isinstance(s, Each) and not _drops(s) for s in stages)
-
-
-def _drops(stage: Each) -> bool:
-    return any(isinstance(step, Keep) for step in stage.steps)
 
 
 def _callable(fn: Any) -> Any:
