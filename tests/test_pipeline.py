@@ -336,6 +336,13 @@ def test_a_rerun_after_the_source_changed_is_refused(make_files: MakeFiles, tmp_
         changed.CT.lazy().map(fns.double).write(tmp_path / "d")
 
 
+def test_failures_are_listed_once_where_two_passes_are_needed(tiny: Tiny) -> None:
+    failed: list[Problem] = []
+    lazy = tiny.cohort.CT.lazy().map(fns.refuse_third).map(fns.measure).filter("top > 0").tail(3)
+    assert [v.obs_id[:6] for v in lazy.collect(failed=failed)] == ["sub-03", "sub-04", "sub-05"]
+    assert [p.where for p in failed] == ["sub-02_CT"]
+
+
 def test_progress_is_told_and_shown(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[int, int]] = []
     tiny.cohort.CT.lazy().write(tmp_path / "c", progress=lambda *at: told.append(at))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
@@ -77,10 +78,13 @@ class MappedVolumes(Sequence[LoadedVolume]):
         progress: bool | Callable[[int, int], None] = False,
     ) -> WriteReport:
         """Write the volumes as a collection; arguments as of ``LazyCollection.write``."""
+        numbered = [replace(volume, position=n) for n, volume in enumerate(self._volumes)]
         with runner(workers) as run:
             return write_items(
                 self._source,
-                lambda skipped: (v for v in self._volumes if v.obs_id not in skipped),
+                lambda skipped: (
+                    replace(v, position=n) for n, v in enumerate(self._volumes) if v.obs_id not in skipped
+                ),
                 self._source.loc[[v.obs_id for v in self._volumes]],
                 [],
                 list(self._steps),

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from radiodata.errors import Problem
-    from radiodata.pipeline.running import Runner
     from radiodata.pipeline.steps import BatchTransform, Step, Transform
     from radiodata.pipeline.write import WriteReport
     from radiodata.store.collection import VolumeCollection
@@ -155,7 +154,8 @@ class LazyCollection:
         PipelineError
             When a step fails: names the volume and the step.
         """
-        with runner(workers, executor, failed) as run, self._running(run, (AsVolume(),)) as volumes:
+        view, stages = self._planned(workers=workers, executor=executor, failed=failed)
+        with self._run(view, stages, AsVolume(), workers=workers, executor=executor, failed=failed) as volumes:
             yield from volumes
 
     def collect(self, **how: Any) -> list[LoadedVolume]:
@@ -184,7 +184,7 @@ class LazyCollection:
         view, stages = self._planned(**how)
         if not any(isinstance(s, Take) or (isinstance(s, Each) and drops(s)) for s in stages):
             return len(view)
-        with self._rows(view, stages, **how) as rows:
+        with self._run(view, stages, AsRow(), **how) as rows:
             return sum(1 for _ in rows)
 
     def to_obs(self, **how: Any) -> pd.DataFrame:
@@ -192,7 +192,7 @@ class LazyCollection:
         view, stages = self._planned(**how)
         if not stages:
             return view.obs
-        with self._rows(view, stages, **how) as rows:
+        with self._run(view, stages, AsRow(), **how) as rows:
             found = list(rows)
         ids = [item.obs_id for item in found]
         known = [c for c in view.obs.columns if c not in STATISTICS]
@@ -295,7 +295,7 @@ class LazyCollection:
             elif any(isinstance(s, Together) for s in stages):
                 raise ConfigError(f"{op.what} cannot follow batch_map: choose before")
             else:
-                with self._rows(view, stages, **how) as rows:
+                with self._run(view, stages, AsRow(), **how) as rows:
                     there = view.loc[[item.obs_id for item in rows]]
                 view = op.pick(there)
                 kept = tuple(
@@ -305,16 +305,11 @@ class LazyCollection:
         return view, stages
 
     @contextmanager
-    def _running(self, run: Runner, end: tuple[Step, ...]) -> Iterator[Generator[Any, None, None]]:
-        view, stages = self._planned()
-        with closing(run.run(unread(view), ended(stages, end))) as stream:
-            yield stream
-
-    @contextmanager
-    def _rows(
+    def _run(
         self,
         view: VolumeCollection,
         stages: Sequence[Each | Together | Take],
+        end: Step,
         *,
         workers: int = 1,
         executor: Any = None,
@@ -322,7 +317,7 @@ class LazyCollection:
     ) -> Iterator[Iterator[Any]]:
         with (
             runner(workers, executor, failed) as run,
-            closing(run.run(unread(view), ended(stages, (AsRow(),)))) as stream,
+            closing(run.run(unread(view), ended(stages, (end,)))) as stream,
         ):
             yield stream
 

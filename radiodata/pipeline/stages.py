@@ -29,7 +29,7 @@ def unread(view: VolumeCollection, skipped: frozenset[str] | set[str] = frozense
         obs = {str(n): None if _null(v) else v for n, v in row.items()}
         affine = affine_of(row)
         obs |= {OBS_ID: source.obs_id, "affine": affine, "collection_kind": view.kind}
-        yield Unread(source, config, view.kind, affine, obs)
+        yield Unread(source, config, view.kind, affine, obs, at)
 
 
 def _null(value: Any) -> bool:

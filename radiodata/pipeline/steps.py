@@ -60,6 +60,7 @@ class Unread:
     kind: str
     affine: Affine
     obs: Mapping[str, Any]
+    position: int = 0
 
     @property
     def obs_id(self) -> str:
@@ -81,7 +82,9 @@ class Unread:
         stored = read_box(self.source, box((0, 0, 0), self.source.size), config=self.config)
         voxels = physical(stored, self.source)
         voxels = voxels[0] if len(voxels) == 1 else np.ascontiguousarray(np.moveaxis(voxels, 0, -1))
-        return LoadedVolume(voxels, self.affine, self.obs_id, self.obs_subject_id, self.kind, self.obs)
+        return LoadedVolume(
+            voxels, self.affine, self.obs_id, self.obs_subject_id, self.kind, self.obs, position=self.position
+        )
 
 
 Item: TypeAlias = "Unread | LoadedVolume"

@@ -13,6 +13,7 @@ import pandas as pd
 from radiodata.errors import ConfigError, PipelineError, Problem
 from radiodata.ingest.volume import Slot, Written, write_voxels
 from radiodata.pipeline.running import Each, Take, Together
+from radiodata.pipeline.stages import ended
 from radiodata.pipeline.steps import loaded
 from radiodata.store import commits, layout
 from radiodata.store.columns import check_columns, infer_columns
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from radiodata.store.config import ReadConfig, TilingLike
     from radiodata.store.draft import Draft
     from radiodata.store.record import Record
-
-Tell = "Callable[[int, int], None]"
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,16 @@ class Made:
 class _Save:
     """Write the voxels of a volume; the last step."""
 
-    slots: dict[str, Slot]
+    target: _Place
+    first: Slot
     present: frozenset[str]
     name = "write"
-    target: _Place
 
     def __call__(self, item: Item) -> Made:
         obs_id = self.target.id_of(item)
         if obs_id in self.present:
             return Made(obs_id, None)
-        return self.target.save(loaded(item), obs_id, self.slots[item.obs_id])
+        return self.target.save(loaded(item), obs_id, replace(self.first, index=item.position))
 
 
 @dataclass(frozen=True)
@@ -202,8 +201,9 @@ def write_items(
         folder = writer.commit("create", lambda draft: _prepare(draft, place, provenance, None))
         path = folder.collections[place.name].folder
         where = layout.join(place.uri, path)
-        slots = {i: Slot(place.name, where, place.kind, writer.run, n) for n, i in enumerate(view.ids)}
-        save = _Save(slots, held, place)
+        # the step goes to a worker with every volume, so it is small
+        first = Slot(place.name, where, place.kind, writer.run, 0)
+        save = _Save(place, first, frozenset() if settled else held)
 
         def commit(batch: list[Made]) -> None:
             writer.commit(
@@ -212,7 +212,7 @@ def write_items(
 
         batches, total = Batches(commit), len(view) - len(skipped)
         try:
-            with closing(run.run(items(skipped), _with(stages, save))) as made, _telling(progress) as tell:
+            with closing(run.run(items(skipped), ended(stages, (save,)))) as made, _telling(progress) as tell:
                 for done, one in enumerate(made, 1):
                     (report.present if one.written is None else report.written).append(one.obs_id)
                     if one.written is not None:
@@ -225,12 +225,6 @@ def write_items(
         _tidy(writer, where)
         writer.clean = bool(run.failed)
     return replace(report, cohort=Cohort(place.uri, config=place.read), failed=list(run.failed or []))
-
-
-def _with(stages: Sequence[Each | Together | Take], save: _Save) -> list[Each | Together | Take]:
-    if stages and isinstance(stages[-1], Each):
-        return [*stages[:-1], Each((*stages[-1].steps, save))]
-    return [*stages, Each((save,))]
 
 
 def _place(
@@ -251,7 +245,7 @@ def _place(
         raise ConfigError(f"kind={kind!r}: image or label")
     chosen = config or StoreConfig(tiling=tiling if tiling is not None else source.tile)
     return _Place(
-        where, layout.check_name(name or source.name), source.name, kind or source.kind, chosen, replace(source.config)
+        where, layout.check_name(name or source.name), source.name, kind or source.kind, chosen, source.config
     )
 
 

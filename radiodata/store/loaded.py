@@ -85,6 +85,8 @@ class LoadedVolume(Outward):
         Columns of `obs` and of the subject, with what was computed.
     updates
         Columns that were computed: those that are written to `obs`.
+    position
+        Among the volumes of a pipeline.
     """
 
     voxels: NDArray[Any]
@@ -94,6 +96,7 @@ class LoadedVolume(Outward):
     kind: str = "image"
     obs: Mapping[str, Any] = field(default_factory=dict)
     updates: Mapping[str, Any] = field(default_factory=dict)
+    position: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
