@@ -82,9 +82,7 @@ class MappedVolumes(Sequence[LoadedVolume]):
         with runner(workers) as run:
             return write_items(
                 self._source,
-                lambda skipped: (
-                    replace(v, position=n) for n, v in enumerate(self._volumes) if v.obs_id not in skipped
-                ),
+                lambda skipped: (v for v in numbered if v.obs_id not in skipped),
                 self._source.loc[[v.obs_id for v in self._volumes]],
                 [],
                 list(self._steps),
