@@ -41,7 +41,10 @@ def _radiodata(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Training data for radiology: ingest once, then read only the tiles you need."""
+    """Training data for radiology: ingest once, then read only the tiles you need.
+
+    Settings are read from the file that RADIODATA_CONFIG names, and from RADIODATA_READ_... and RADIODATA_STORE_...
+    """
 
 
 @app.command()
@@ -72,8 +75,9 @@ def ingest(
         typer.Option(help="CSV or TSV, one row a subject; column obs_subject_id, or the first.", exists=True),
     ] = None,
     tiling: Annotated[
-        str, typer.Option(help="isotropic, axial, sagittal, coronal, or extents: 64,64,64.")
-    ] = "isotropic",
+        str | None,
+        typer.Option(help="isotropic, axial, sagittal, coronal, or extents: 64,64,64; by default as is there."),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(help="A collection that holds labels; by default those with seg, label or mask in the name."),

@@ -34,6 +34,10 @@ class FormatVersionError(StoreError):
     """A store written in a format that this version of radiodata does not know."""
 
 
+class EncryptionError(StoreError):
+    """A cohort is encrypted with another key, or a key was given or not given against what it is."""
+
+
 class ObsNotFoundError(StoreError, KeyError):
     """A subject, volume or collection that the cohort does not hold."""
 

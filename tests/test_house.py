@@ -22,8 +22,14 @@ FLOORS = [
     {"cli", "hydra"},
 ]
 # doors on the store's own classes, opened only when they are used: Cohort.append, collection.map, volume.to_nifti
-DOORS = {("store/cohort.py", "ingest"), ("store/collection.py", "pipeline"), ("store/collection.py", "export")}
-DOORS |= {("store/cohort.py", "export"), ("store/loaded.py", "export")}
+DOORS = {
+    ("store/cohort.py", "ingest"),
+    ("store/cohort.py", "export"),
+    ("store/changes.py", "ingest"),
+    ("store/collection.py", "pipeline"),
+    ("store/collection.py", "export"),
+    ("store/loaded.py", "export"),
+}
 
 
 def imports(path: Path) -> set[str]:

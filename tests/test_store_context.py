@@ -52,7 +52,7 @@ def test_known_keys_reach_the_context() -> None:
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_are_positive(threads: int) -> None:
-    with pytest.raises(ConfigError, match="threads must be at least 1"):
+    with pytest.raises(ConfigError, match="threads: it must be a whole number, at least 1, not"):
         ReadConfig(threads=threads)
 
 
@@ -65,9 +65,11 @@ def test_threads_are_positive(threads: int) -> None:
         ({"filters": ("zstd:high",)}, "filter 'zstd:high' is not known"),
         ({"filters": ("sha256:3",)}, "filter 'sha256:3' is not known"),
         ({"filters": ("rle",)}, "filter 'rle' is not known"),
-        ({"orient": "LPS"}, "orient must be 'RAS' or None"),
-        ({"slots": 0}, "must be positive"),
-        ({"reservoir": 0}, "must be positive"),
+        ({"orient": "LPS"}, "orient: it must be 'RAS', or none, not 'LPS'"),
+        ({"slots": 0}, "slots: it must be a whole number, at least 1"),
+        ({"slots": 1 << 17}, "slots: it must be at most 65536"),
+        ({"dtype": "float16"}, "dtype: it must be .*, or none, not 'float16'"),
+        ({"reservoir": 0}, "reservoir: it must be a whole number, at least 1"),
     ],
 )
 def test_layouts_that_cannot_be_used_are_refused(setting: dict, why: str) -> None:

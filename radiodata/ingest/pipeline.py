@@ -45,6 +45,7 @@ def ingest_niftis(
     subject_id: SubjectRule = None,
     tiling: TilingLike | None = None,
     config: StoreConfig | None = None,
+    read: ReadConfig | None = None,
     labels: Collection[str] | None = None,
     workers: int = 2,
     exist: Literal["error", "continue"] = "continue",
@@ -72,7 +73,9 @@ def ingest_niftis(
         How a path gives its subject id: a regular expression or a callable; see ``subject_of``.
     tiling
         See ``StoreConfig``; `config`, where given, says everything about the layout. By default that of a cohort
-        that is there, else ``"isotropic"``.
+        that is there, else as the environment says (see ``StoreConfig.from_env``).
+    read
+        How TileDB writes, and the key of a cohort that is, or is to be, encrypted; by default as the environment says.
     labels
         Collections that hold labels; by default those named as labels are (``seg``, ``label``, ``mask``).
     workers
@@ -94,12 +97,12 @@ def ingest_niftis(
     """
     table = _table(obs_meta)
     kinds = _kinds(images, labels)
-    target = Target(uri, kinds, table, _config(config, tiling), ReadConfig())
+    target = Target(uri, kinds, table, _config(config, tiling), read or ReadConfig.from_env())
     there = target.latest()
     if there and exist == "error":
         raise ConfigError(f"a cohort exists at {uri}: choose another URI, or add to it with `radiodata ingest`")
     if there and config is None and tiling is None:
-        target = replace(target, config=_config_of(there, kinds))
+        target = replace(target, config=_config_of(there, kinds, target.config))
     subjects, problems = group_subjects(images, subject_id, table)
     if not problems:
         aligned = validate_alignment
@@ -125,14 +128,16 @@ def ingest_niftis(
 
 
 def _config(config: StoreConfig | None, tiling: TilingLike | None) -> StoreConfig:
-    return config if config is not None else StoreConfig(tiling=tiling if tiling is not None else "isotropic")
+    if config is not None:
+        return config
+    return StoreConfig.from_env() if tiling is None else StoreConfig.from_env(tiling=tiling)
 
 
-def _config_of(there: Record, kinds: Mapping[str, str]) -> StoreConfig:
+def _config_of(there: Record, kinds: Mapping[str, str], default: StoreConfig) -> StoreConfig:
     """Tiles of the collections that are there, where nothing else was asked for."""
     tiles = {there.collections[name].tile for name in kinds if name in there.collections}
     tiles = tiles or {collection.tile for collection in there.collections.values()}
-    return StoreConfig(tiling=tiles.pop()) if len(tiles) == 1 else StoreConfig()
+    return replace(default, tiling=tiles.pop()) if len(tiles) == 1 else default
 
 
 def _kinds(images: Mapping[str, Files], labels: Collection[str] | None) -> dict[str, str]:

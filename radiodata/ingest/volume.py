@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radiodata.errors import ConfigError
 from radiodata.geometry import axis_codes, spacing_of
 from radiodata.ingest.nifti import NiftiError, NiftiVolume, load
 from radiodata.ingest.statistics import image_statistics, label_statistics
@@ -94,6 +95,7 @@ def write_voxels(
     scale
         Slope and intercept that make physical values of them.
     """
+    voxels = voxels if slot.kind == "label" else _as_policy(voxels, config.dtype)
     ctx, dtype = context(read), str(voxels.dtype)
     shard = shard_name(slot.run, slot.index // config.slots, dtype)
     uri, place = shard_uri(slot.collection_uri, shard), slot.index % config.slots
@@ -114,6 +116,21 @@ def write_voxels(
     }
     extras = {c.name: row.pop(c.name) for c in VOLUME_EXTRAS}
     return Written(slot.collection, obs_id, row, volume_key(shard, place), {**statistics.tiles, **extras})
+
+
+def _as_policy(voxels: Voxels, dtype: str | None) -> Voxels:
+    if dtype is None or str(voxels.dtype) == dtype:
+        return voxels
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = voxels.astype(dtype)
+        back = cast.astype(voxels.dtype)
+    if not np.array_equal(back, voxels, equal_nan=voxels.dtype.kind == "f"):
+        low, high = (float(v) for v in (voxels.min(), voxels.max()))
+        raise ConfigError(
+            f"its values ({voxels.dtype}, {low:g} to {high:g}) would change as {dtype}, which StoreConfig(dtype=...) "
+            "demands: choose another, or none"
+        )
+    return cast
 
 
 def _statistics(voxels: Voxels, scale: tuple[float, float], kind: str, config: StoreConfig) -> Any:

@@ -121,7 +121,7 @@ class RadiologyDataModule(LightningDataModule):
     def cohort(self) -> Cohort:
         """The whole cohort, opened on first use."""
         if self._cohort is None:
-            self._cohort = Cohort(self.uri, config=self._read or ReadConfig())
+            self._cohort = Cohort(self.uri, config=self._read)
         return self._cohort
 
     @property

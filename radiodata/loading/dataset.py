@@ -22,7 +22,6 @@ from radiodata.loading.transforms import KeyedTransform
 from radiodata.sampling import Plan, Slot, Uniform
 from radiodata.sampling.explain import crop_bytes
 from radiodata.sampling.permutation import hash_ints
-from radiodata.store import ReadConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from radiodata.loading.reading import Crop
     from radiodata.loading.tables import TableTarget
     from radiodata.sampling import Policy
-    from radiodata.store import Cohort
+    from radiodata.store import Cohort, ReadConfig
 
 
 _SKIPPED = object()
@@ -153,7 +152,7 @@ class PatchDataset(IterableDataset[Sample]):
         self._failures = Failures(on_error, max_errors, self.stats)
         if on_error == "skip" and steps is None:
             raise ConfigError("on_error='skip' makes batches smaller: give steps=N, or use on_error='replace'")
-        self._reader = UnitReader(self._aligned.keys, read or ReadConfig(threads=1))
+        self._reader = UnitReader(self._aligned.keys, read or replace(cohort.config, threads=1))
         self.plan = Plan(
             self._aligned.volumes,
             policy,

@@ -243,7 +243,7 @@ def _place(
         )
     if kind not in (None, "image", "label"):
         raise ConfigError(f"kind={kind!r}: image or label")
-    chosen = config or StoreConfig(tiling=tiling if tiling is not None else source.tile)
+    chosen = config or StoreConfig.from_env(tiling=tiling if tiling is not None else source.tile)
     return _Place(
         where, layout.check_name(name or source.name), source.name, kind or source.kind, chosen, source.config
     )

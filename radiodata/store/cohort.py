@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from radiodata.errors import ConfigError, ObsNotFoundError
 from radiodata.store import commits
+from radiodata.store.changes import Changes
 from radiodata.store.collection import VolumeCollection
-from radiodata.store.context import DEFAULT_READ
+from radiodata.store.config import ReadConfig
 from radiodata.store.manifest import Manifest, demand_same, manifest_of
-from radiodata.store.obs import SUBJECT
 from radiodata.store.query import subjects_where
 from radiodata.store.show import cohort_html
 from radiodata.store.snapshot import Snapshot, open_snapshot
 from radiodata.store.view import View, copied
-from radiodata.store.writing import optimize, write_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -28,11 +27,10 @@ if TYPE_CHECKING:
     import pyarrow
     from numpy.typing import NDArray
 
-    from radiodata.store.config import ReadConfig, StoreConfig, TilingLike
-    from radiodata.store.draft import Draft
+    from radiodata.store.config import StoreConfig, TilingLike
 
 
-class Cohort(View["Cohort"]):
+class Cohort(Changes, View["Cohort"]):
     """Subjects (`obs_meta`) and named collections of their volumes, at a URI.
 
     Opening reads the tables and no voxel; ``cohort.CT`` and ``cohort["CT"]`` give a collection. A cohort is what
@@ -43,7 +41,7 @@ class Cohort(View["Cohort"]):
     uri
         A path, or any URI that TileDB knows (``s3://``, ``azure://``, ``gcs://``).
     config
-        How TileDB reads.
+        How it is read and written, and its key where it is encrypted; by default as the environment says.
     at
         Open the cohort as it was: a version (see ``versions``), or a datetime or ISO 8601 text (local time where it
         names no zone). By default the latest.
@@ -57,6 +55,8 @@ class Cohort(View["Cohort"]):
         When there is none.
     FormatVersionError
         When its format is not known to this version.
+    EncryptionError
+        When the key is not that of the cohort.
     StateMismatchError
         When it is not what `demand` says.
 
@@ -73,12 +73,12 @@ class Cohort(View["Cohort"]):
         self,
         uri: str | Path,
         *,
-        config: ReadConfig = DEFAULT_READ,
+        config: ReadConfig | None = None,
         at: int | str | datetime | None = None,
         demand: Manifest | str | None = None,
     ) -> None:
-        self.uri, self.config = str(uri), config
-        self._snapshot: Snapshot = open_snapshot(self.uri, config, at)
+        self.uri, self.config = str(uri), config or ReadConfig.from_env()
+        self._snapshot: Snapshot = open_snapshot(self.uri, self.config, at)
         self._given: NDArray[np.intp] | None = None
         self._past = at is not None
         if demand is not None:
@@ -95,6 +95,7 @@ class Cohort(View["Cohort"]):
         subject_id: str | Callable[[Path], str] | None = None,
         tiling: TilingLike = "isotropic",
         config: StoreConfig | None = None,
+        read: ReadConfig | None = None,
         workers: int = 2,
     ) -> Cohort:
         """Ingest NIfTI files into a new cohort; see ``radiodata.ingest.ingest_niftis`` for the arguments."""
@@ -108,10 +109,11 @@ class Cohort(View["Cohort"]):
             subject_id=subject_id,
             tiling=tiling,
             config=config,
+            read=read,
             workers=workers,
             exist="error",
         )
-        return cls(uri)
+        return cls(uri, config=read)
 
     # what it holds
 
@@ -251,146 +253,3 @@ class Cohort(View["Cohort"]):
 
     def _repr_html_(self) -> str:
         return cohort_html(self)
-
-    # writing: each gives the cohort that comes of it
-
-    def append(
-        self,
-        images: Mapping[str, str | Path | Sequence[str | Path]],
-        *,
-        obs_meta: pd.DataFrame | None = None,
-        labels: Collection[str] | None = None,
-        subject_id: str | Callable[[Path], str] | None = None,
-        validate_alignment: bool = True,
-        config: StoreConfig | None = None,
-        workers: int = 2,
-    ) -> Cohort:
-        """Add subjects, or collections of subjects that are there, from NIfTI files: all of them, or nothing.
-
-        See ``radiodata.ingest.ingest_niftis`` for the arguments; ``radiodata ingest`` keeps what could be taken.
-        Tiles are those of the collections that are there, unless `config` says otherwise.
-        """
-        from radiodata.ingest import ingest_niftis
-
-        ingest_niftis(
-            self._writable(),
-            images,
-            obs_meta=obs_meta,
-            validate_alignment=validate_alignment,
-            subject_id=subject_id,
-            config=config,
-            labels=labels,
-            workers=workers,
-            atomic=True,
-        )
-        return self._again()
-
-    def add_collection(self, name: str, files: str | Path | Sequence[str | Path], **options: Any) -> Cohort:
-        """Add a collection of subjects that are there, from NIfTI files; `options` as of ``append``."""
-        from radiodata.ingest.discover import group_subjects
-
-        if name in self:
-            raise ConfigError(f"the cohort at {self.uri} has a collection {name!r} already: use append")
-        given, _ = group_subjects({name: files}, options.get("subject_id"), None)
-        if lost := sorted({s.subject for s in given}.difference(self._table.index)):
-            raise ObsNotFoundError(f"the cohort at {self.uri} has no subjects {lost[:10]}: use append")
-        return self.append({name: files}, **options)
-
-    def remove(self, *, subjects: str | Iterable[str] = (), collection: str | None = None) -> Cohort:
-        """Remove subjects with all of their volumes, or a collection; ``optimize`` frees the disk.
-
-        Raises
-        ------
-        ObsNotFoundError
-            When a subject or the collection is not there.
-        """
-        gone = [subjects] if isinstance(subjects, str) else list(subjects)
-
-        def change(draft: Draft) -> None:
-            draft.remove_subjects(gone)
-            if collection is not None:
-                draft.remove_collection(collection)
-
-        return self._write(f"remove {collection or f'{len(gone)} subjects'}", change)
-
-    def rename_collection(self, name: str, to: str) -> Cohort:
-        """Rename a collection.
-
-        Raises
-        ------
-        ObsNotFoundError
-            When it is not there.
-        ConfigError
-            When the name is taken, or cannot be one.
-        """
-        return self._write(f"rename {name} to {to}", lambda draft: draft.rename_collection(name, to))
-
-    def update_obs_meta(self, rows: pd.DataFrame) -> Cohort:
-        """Write columns of subjects, those of the frame in the rows of the frame; types are kept.
-
-        Parameters
-        ----------
-        rows
-            Indexed by subject, or with a column ``obs_subject_id``. A new column is null where no row is given.
-
-        Raises
-        ------
-        ObsNotFoundError
-            When a subject is not there.
-        ConfigError
-            When values do not fit a column that is there.
-        """
-        given = rows.set_index(SUBJECT) if SUBJECT in rows.columns else rows
-        return self._write(f"update {list(given.columns)}", lambda draft: draft.update(None, given))
-
-    def drop_obs_meta(self, *columns: str) -> Cohort:
-        """Drop columns of `obs_meta`.
-
-        Raises
-        ------
-        ConfigError
-            When one is not there.
-        """
-        return self._write(f"drop {list(columns)}", lambda draft: draft.drop_columns(None, columns))
-
-    def update_obs(self, collection: str, rows: pd.DataFrame) -> Cohort:
-        """Write columns of volumes, those of the frame in the rows of the frame, indexed by ``obs_id``.
-
-        Raises
-        ------
-        ObsNotFoundError
-            When a volume or the collection is not there.
-        ConfigError
-            When a column is the store's own, or values do not fit.
-        """
-        return self._write(f"update {list(rows.columns)}", lambda draft: draft.update(collection, rows))
-
-    def drop_obs(self, collection: str, *columns: str) -> Cohort:
-        """Drop columns of `obs` that were added with ``update_obs``.
-
-        Raises
-        ------
-        ConfigError
-            When one is not there, or the store's own.
-        """
-        return self._write(f"drop {list(columns)}", lambda draft: draft.drop_columns(collection, columns))
-
-    def optimize(self) -> Cohort:
-        """Merge the segments of the tables, forget earlier versions, and free the disk of what only they held.
-
-        Who opened an earlier version must open the cohort again; runs that write at the same time are left alone.
-        """
-        optimize(self._writable(), self.config)
-        return self._again()
-
-    def _write(self, what: str, change: Callable[[Draft], None]) -> Cohort:
-        write_once(self._writable(), what, change, self.config)
-        return self._again()
-
-    def _writable(self) -> str:
-        if self._past:
-            raise ConfigError(f"this is version {self.version} of the cohort at {self.uri}: open the latest to write")
-        return self.uri
-
-    def _again(self) -> Cohort:
-        return Cohort(self.uri, config=self.config)

@@ -58,10 +58,12 @@ def infer_columns(frame: pd.DataFrame) -> list[Column]:
     ConfigError
         When a column holds something else, such as lists, or has a name that cannot be stored.
     """
-    names = [name for name in frame.columns if not isinstance(name, str) or not name or name.startswith("__")]
+    names = [n for n in frame.columns if not isinstance(n, str) or not n or n.startswith(("__", "radiodata:"))]
     names += list(frame.columns[frame.columns.duplicated()])
     if names:
-        raise ConfigError(f"columns {names}: names must be strings, each once, not empty and not beginning with __")
+        raise ConfigError(
+            f"columns {names}: names must be strings, each once, not empty and not beginning with __ or radiodata:"
+        )
     return [_infer(name, frame[name]) for name in frame.columns]
 
 

@@ -17,6 +17,7 @@ from radiodata.store.context import context, patiently
 from radiodata.store.direct.listing import local_path
 from radiodata.store.layout import COMMITS, join
 from radiodata.store.record import Record
+from radiodata.store.sealing import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,12 +83,14 @@ def read(uri: str, version: int, config: ReadConfig) -> Record:
     ------
     StoreError
         When it is damaged.
+    EncryptionError
+        When the key of `config` is not that of the cohort.
     """
     where = join(uri, COMMITS, f"{version:012d}.json")
     vfs = tiledb.VFS(ctx=context(config))
     with vfs.open(where, "rb") as file:
         raw = file.read()
-    return Record.from_json(bytes(raw), where)
+    return Record.from_json(unseal(bytes(raw), config.encryption_key, f"{version:012d}", where), where)
 
 
 def at(uri: str, moment: int | str | datetime, config: ReadConfig) -> Record:
@@ -138,6 +141,8 @@ def create(uri: str, record: Record, config: ReadConfig) -> None:
         When one of its number is there.
     """
     where, raw = join(uri, COMMITS, f"{record.version:012d}.json"), record.to_json()
+    if config.encryption_key is not None:
+        raw = seal(raw, config.encryption_key, f"{record.version:012d}")
     path = local_path(uri)
     if path is None:
         vfs = tiledb.VFS(ctx=context(config))

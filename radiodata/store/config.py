@@ -6,10 +6,14 @@ import difflib
 import os
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from radiodata.errors import ConfigError
 from radiodata.geometry import Shape3, shape3
+from radiodata.store import settings
+from radiodata.store.sealing import array_key, check_reference
+from radiodata.store.settings import Settings, maybe, truth, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +28,7 @@ TILINGS: dict[str, Shape3] = {
 }
 FILTERS = ("byteshuffle", "bitshuffle", "zstd", "lz4", "gzip")
 CHECKSUMS = ("md5", "sha256")
+DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64")
 
 
 def tile_extents(tiling: TilingLike) -> Shape3:
@@ -47,9 +52,40 @@ def tile_extents(tiling: TilingLike) -> Shape3:
         ) from error
 
 
+def _tiling(value: Any) -> TilingLike:
+    """Take a tiling as it was said; lists become tuples."""
+    tile_extents(value)
+    return value if isinstance(value, str | int) else tuple(int(n) for n in value)
+
+
+def _filters(value: Any) -> tuple[str, ...]:
+    specs = settings.texts(value)
+    for spec in specs:
+        name, _, level = spec.partition(":")
+        known = name in CHECKSUMS and not level
+        if not known and (name not in FILTERS or (level and not level.lstrip("-").isdigit())):
+            raise ConfigError(
+                f"filter {spec!r} is not known: use {', '.join(FILTERS)}, with ':level', or {', '.join(CHECKSUMS)}"
+            )
+    return specs
+
+
+def _slots(value: Any) -> int:
+    if whole(1)(value) > 65536:
+        raise ValueError("it must be at most 65536")
+    return int(value)
+
+
+def _options(value: Any) -> dict[str, str]:
+    found = settings.options(value)
+    for key in found:
+        _check_key(key)
+    return found
+
+
 @dataclass(frozen=True)
-class StoreConfig:
-    """How voxels are laid out on disk.
+class StoreConfig(Settings):
+    """How voxels are laid out on disk; from Python, the section ``store`` of a YAML file, or ``RADIODATA_STORE_*``.
 
     Parameters
     ----------
@@ -65,6 +101,9 @@ class StoreConfig:
     orient
         ``"RAS"`` stores every volume with axes closest to RAS+ (flips and permutes only, nothing is
         interpolated); ``None`` keeps the file's axes.
+    dtype
+        Of the stored voxels of images, such as ``"float32"``, where a collection must have one; a volume whose values
+        would change is refused. None: for each volume the smallest that holds its values exactly.
     reservoir
         Coordinates kept per (tile, class) of a label volume; smaller lesions are kept whole.
 
@@ -78,21 +117,20 @@ class StoreConfig:
     filters: tuple[str, ...] = ("byteshuffle", "zstd:-1")
     slots: int = 256
     orient: str | None = "RAS"
+    dtype: str | None = None
     reservoir: int = 64
 
-    def __post_init__(self) -> None:
-        tile_extents(self.tiling)
-        for spec in self.filters:
-            name, _, level = spec.partition(":")
-            known = name in CHECKSUMS and not level
-            if not known and (name not in FILTERS or (level and not level.lstrip("-").isdigit())):
-                raise ConfigError(
-                    f"filter {spec!r} is not known: use {', '.join(FILTERS)}, with ':level', or {', '.join(CHECKSUMS)}"
-                )
-        if self.orient not in ("RAS", None):
-            raise ConfigError(f"orient must be 'RAS' or None, not {self.orient!r}")
-        if not 1 <= self.slots <= 65536 or self.reservoir < 1:
-            raise ConfigError(f"slots ({self.slots}) and reservoir ({self.reservoir}) must be positive")
+    SECTION: ClassVar[str] = "store"
+    TAKES: ClassVar[Any] = MappingProxyType(
+        {
+            "tiling": _tiling,
+            "filters": _filters,
+            "slots": _slots,
+            "orient": maybe(settings.one_of("RAS")),
+            "dtype": maybe(settings.one_of(*DTYPES)),
+            "reservoir": whole(1),
+        }
+    )
 
     @property
     def tile(self) -> Shape3:
@@ -101,8 +139,10 @@ class StoreConfig:
 
 
 @dataclass(frozen=True)
-class ReadConfig:
-    """How voxels are read in this process.
+class ReadConfig(Settings):
+    """How a process reads and writes; from Python, the section ``read`` of a YAML file, or ``RADIODATA_READ_*``.
+
+    Where none is passed, it is ``ReadConfig.from_env()``.
 
     Parameters
     ----------
@@ -112,6 +152,15 @@ class ReadConfig:
     direct
         Read tiles on local disk without a TileDB query where their layout is known (see
         ``radiodata.store.direct``): the same voxels, sooner. False: always through TileDB.
+    memory
+        MiB that one TileDB query may take at most; TileDB's default is 10 GiB. What does not fit at once is read in
+        parts.
+    read_ahead
+        MiB of the cache that TileDB keeps for small reads from an object store; its default is 10.
+    encryption_key
+        Where the key of an encrypted cohort is: ``"env:NAME"``, an environment variable of 64 hexadecimal digits, or
+        ``"file:PATH"``, a file of those or of 32 bytes. A cohort is encrypted (AES-256-GCM) when it is made with a
+        key, and opens with that alone. Needs ``radiodata[encryption]``.
     compiled
         Decode them with a compiled kernel where ``radiodata[fast]`` is installed; the environment variable
         ``RADIODATA_COMPILED=0`` switches it off as well.
@@ -121,24 +170,34 @@ class ReadConfig:
     Raises
     ------
     ConfigError
-        When a key is unknown to TileDB (which itself would accept it in silence).
+        When a value cannot be used, or a key is unknown to TileDB (which itself would accept it in silence).
     """
 
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     tiledb: Mapping[str, str] = field(default_factory=dict)
     direct: bool = True
     compiled: bool = True
+    memory: int | None = None
+    read_ahead: int | None = None
+    encryption_key: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ConfigError(f"threads must be at least 1, not {self.threads}")
-        for key in self.tiledb:
-            _check_key(key)
+    SECTION: ClassVar[str] = "read"
+    TAKES: ClassVar[Any] = MappingProxyType(
+        {
+            "threads": whole(1),
+            "tiledb": _options,
+            "direct": truth,
+            "compiled": truth,
+            "memory": maybe(whole(16)),
+            "read_ahead": maybe(whole(0)),
+            "encryption_key": maybe(check_reference),
+        }
+    )
 
     @property
-    def key(self) -> tuple[int, tuple[tuple[str, str], ...]]:
+    def key(self) -> tuple[Any, ...]:
         """Hashable identity of the TileDB context: what concerns no context is left out."""
-        return (self.threads, tuple(sorted((k, str(v)) for k, v in self.tiledb.items())))
+        return (self.threads, self.memory, self.read_ahead, self.encryption_key, *sorted(self.tiledb.items()))
 
     def to_tiledb(self) -> dict[str, str]:
         """Full TileDB configuration: the measured defaults under the caller's own."""
@@ -154,8 +213,23 @@ class ReadConfig:
             "py.init_buffer_bytes": str(1 << 16),
             "sm.compute_concurrency_level": str(self.threads),
             "sm.io_concurrency_level": str(self.threads),
-            **{k: str(v) for k, v in self.tiledb.items()},
+            **({} if self.memory is None else {"sm.mem.total_budget": str(self.memory << 20)}),
+            **({} if self.read_ahead is None else {"vfs.read_ahead_cache_size": str(self.read_ahead << 20)}),
+            **self.tiledb,
+            **self.encryption(),
         }
+
+    def encryption(self) -> dict[str, str]:
+        """What TileDB must be told to open encrypted arrays; empty where they are not.
+
+        Raises
+        ------
+        ConfigError
+            When the key is not where ``encryption_key`` says, or is none.
+        """
+        if self.encryption_key is None:
+            return {}
+        return {"sm.encryption_type": "AES_256_GCM", "sm.encryption_key": array_key(self.encryption_key)}
 
 
 @lru_cache(maxsize=1)

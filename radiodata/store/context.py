@@ -18,6 +18,7 @@ import tiledb
 from radiodata.errors import StoreError
 from radiodata.store.config import ReadConfig
 from radiodata.store.direct import Direct
+from radiodata.store.sealing import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -39,7 +40,7 @@ class Lane:
             try:
                 self.arrays[uri, token] = tiledb.open(uri, ctx=self.ctx)
             except tiledb.TileDBError as error:
-                raise StoreError(f"cannot open the voxel array {uri}: {error}") from error
+                raise refused(error, uri) or StoreError(f"cannot open the voxel array {uri}: {error}") from error
         return self.arrays[uri, token]
 
 

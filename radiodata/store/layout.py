@@ -26,6 +26,7 @@ import tiledb
 
 from radiodata.errors import CohortNotFoundError, ConfigError, FormatVersionError, StoreError
 from radiodata.store.context import patiently
+from radiodata.store.sealing import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,8 +158,11 @@ def _root(uri: str, ctx: tiledb.Ctx) -> tuple[object, list[str]]:
 
 
 def _read_group(uri: str, ctx: tiledb.Ctx) -> tuple[object, list[str]]:
-    with tiledb.Group(uri, "r", ctx=ctx) as group:
-        return group.meta.get(VERSION_KEY), [str(m.name) for m in group]
+    try:
+        with tiledb.Group(uri, "r", ctx=ctx) as group:
+            return group.meta.get(VERSION_KEY), [str(m.name) for m in group]
+    except tiledb.TileDBError as error:
+        raise refused(error, uri) or error from error
 
 
 def check_root(uri: str, ctx: tiledb.Ctx) -> bool:
@@ -168,6 +172,8 @@ def check_root(uri: str, ctx: tiledb.Ctx) -> bool:
     ------
     FormatVersionError
         When what is there was written in a format that this version does not know.
+    EncryptionError
+        When it is encrypted with another key, or a key was given or not given against what it is.
     """
     version, members = _root(uri, ctx)
     empty = not members and not tiledb.VFS(ctx=ctx).is_dir(join(uri, COMMITS))

@@ -1,10 +1,14 @@
 """Typed, nullable tables in sparse TileDB arrays, read and written as pandas frames.
 
 TileDB-Py's own pandas door refuses pandas 3 or wants pyarrow, so columns go through numpy.
+
+TileDB encrypts cells, and leaves the first and the last id of a fragment readable. So an encrypted table is indexed by
+keyed hashes of its ids, and the ids are a column.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -38,6 +42,7 @@ _DTYPES: dict[str, Any] = {
     "bytes": "blob",
 }
 _LISTS = ("ints", "floats", "bytes")
+_ID = "radiodata:id"
 _PLAIN = "".join(chr(c) for c in range(32, 127) if chr(c) != "%")
 
 
@@ -73,7 +78,8 @@ def create_table(uri: str, index: str, columns: Sequence[Column], ctx: tiledb.Ct
     """Create an empty table whose rows are found by the string column `index`."""
     zstd = filter_list(["zstd:3"], ctx)
     dim = tiledb.Dim(name=index, domain=(None, None), tile=None, dtype="ascii", filters=zstd, ctx=ctx)
-    attrs = [_attr(column, ctx) for column in columns]
+    sealed = [Column(_ID, "string")] if _key(ctx) else []
+    attrs = [_attr(column, ctx) for column in (*columns, *sealed)]
     schema = tiledb.ArraySchema(tiledb.Domain(dim, ctx=ctx), attrs=attrs, sparse=True, allows_duplicates=False, ctx=ctx)
     try:
         tiledb.Array.create(uri, schema, ctx=ctx)
@@ -107,8 +113,11 @@ def write_rows(uri: str, frame: pd.DataFrame, columns: Sequence[Column], ctx: ti
         return
     if odd := [i for i in frame.index if "\x00" in str(i)]:
         raise ConfigError(f"an id holds a NUL character: {odd[0]!r}")
-    ids = np.array([_stored_id(str(i)) for i in frame.index], dtype=object)
+    key = _key(ctx)
+    ids = np.array([_stored_id(str(i), key) for i in frame.index], dtype=object)
     values = {c.name: _encode(frame[c.name], c.kind) for c in columns}
+    if key:
+        values[_ID] = _objects([str(i) for i in frame.index])
     with tiledb.open(uri, "w", ctx=ctx) as array:
         array[ids] = values
 
@@ -136,7 +145,12 @@ def _encode(column: pd.Series[Any], kind: str) -> NDArray[Any]:
 def read_columns(uri: str, ctx: tiledb.Ctx) -> list[Column]:
     """Columns of a table that is there."""
     schema = tiledb.ArraySchema.load(uri, ctx=ctx)
-    return [Column(schema.attr(i).name, _kind_of(schema.attr(i))) for i in range(schema.nattr)]
+    return [Column(name, kind) for name, kind in _kinds(schema).items()]
+
+
+def _kinds(schema: tiledb.ArraySchema) -> dict[str, str]:
+    attrs = [schema.attr(i) for i in range(schema.nattr)]
+    return {attr.name: _kind_of(attr) for attr in attrs if attr.name != _ID}
 
 
 def read_table(
@@ -180,11 +194,10 @@ def _read(
     uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None, wanted: Sequence[str] | None
 ) -> pd.DataFrame:
     with tiledb.open(uri, ctx=ctx) as array:
-        schema = array.schema
-        kinds = {schema.attr(i).name: _kind_of(schema.attr(i)) for i in range(schema.nattr)}
+        kinds = _kinds(array.schema)
         names = list(columns) if columns is not None else list(kinds)
         raw = _query(array, index, names, ctx, wanted)
-    ids = _ids(raw[index], index)
+    ids = _ids(raw[index], index, encoded=_ID not in raw)
     order = np.argsort(ids.to_numpy(object), kind="stable")
     frame = {name: _decode(raw[name], kinds[name], order) for name in names}
     return pd.DataFrame(frame, index=ids[order])
@@ -196,7 +209,8 @@ def _read_ragged(
     with tiledb.open(uri, ctx=ctx) as array:
         kinds = {name: _kind_of(array.schema.attr(name)) for name in columns}
         raw = _query(array, index, list(columns), ctx)
-    return _ids(raw[index], index), {name: _ragged(raw[name], _DTYPES[kinds[name]]) for name in columns}
+    lists = {name: _ragged(raw[name], _DTYPES[kinds[name]]) for name in columns}
+    return _ids(raw[index], index, encoded=_ID not in raw), lists
 
 
 def _query(
@@ -207,26 +221,35 @@ def _query(
     ``array[:]`` makes a Python object of each cell, and ``array.query`` TileDB's global context, which a forked child
     must not inherit.
     """
-    query = PyQuery(ctx, array, (*names, index), (), lt.LayoutType.UNORDERED, False)
+    key = _key(ctx)
+    query = PyQuery(ctx, array, (*names, _ID if key else index), (), lt.LayoutType.UNORDERED, False)
     subarray = Subarray(array, ctx)  # without ranges: everything
-    for stored in sorted({_stored_id(i) for i in ids or ()}):
+    for stored in sorted({_stored_id(i, key) for i in ids or ()}):
         subarray.add_dim_range(0, (stored, stored))
     query.set_subarray(subarray)
     query.submit()
-    return {name: _Buffers(*buffers) for name, buffers in query.results().items()}
+    found = {name: _Buffers(*buffers) for name, buffers in query.results().items()}
+    return {**found, index: found[_ID]} if key else found
 
 
-def _stored_id(text: str) -> bytes:
-    """Percent-encode what is not printable ASCII.
+def _key(ctx: tiledb.Ctx) -> bytes:
+    """Key of encrypted tables; empty where they are not."""
+    return str(ctx.config()["sm.encryption_key"]).encode()
+
+
+def _stored_id(text: str, key: bytes) -> bytes:
+    """Percent-encode what is not printable ASCII; with a key, a hash.
 
     libtiledb 2.30 orders bytes above 127 in one way when it writes and in another when it merges fragments: rows get
     lost or mixed up, or it crashes.
     """
+    if key:
+        return hashlib.blake2b(text.encode(), key=key, digest_size=16).hexdigest().encode()
     return quote(text, safe=_PLAIN).encode()
 
 
-def _ids(raw: _Buffers, index: str) -> pd.Index[str]:
-    texts = [unquote(t) if "%" in t else t for t in _texts(raw)]
+def _ids(raw: _Buffers, index: str, *, encoded: bool) -> pd.Index[str]:
+    texts = [unquote(t) if encoded and "%" in t else t for t in _texts(raw)]
     return pd.Index(texts, name=index, dtype="str" if _STR_DEFAULT else object)
 
 

@@ -72,6 +72,8 @@ def _consolidate(uri: str, mode: str, ctx: tiledb.Ctx) -> None:
     for budget in _BUDGETS:
         settings = {"sm.consolidation.mode": mode, "sm.vacuum.mode": mode, "sm.mem.total_budget": str(budget)}
         settings["sm.query.sparse_global_order.preprocess_tile_merge"] = "0"  # see ReadConfig.to_tiledb
+        held = ctx.config()
+        settings |= {key: held[key] for key in ("sm.encryption_type", "sm.encryption_key")}
         config = tiledb.Config(settings)
         try:
             tiledb.consolidate(uri, config=config, ctx=ctx)
