@@ -20,7 +20,7 @@ CT_AIR = -900.0
 """HU at or below which a voxel of a CT counts as air."""
 _EXACT_BINS = 65_536
 _STORED_BINS = 4_096
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 
 
 @dataclass(frozen=True)
