@@ -318,7 +318,8 @@ INGEST = """
 import sys
 import radiodata.ingest.pipeline as pipeline
 from pathlib import Path
-pipeline._BATCH, pipeline._SECONDS = 2, 0.0
+from radiodata.store.writing import Batches
+Batches.SIZE, Batches.SECONDS = 2, 0.0
 root, uri = Path(sys.argv[1]), sys.argv[2]
 images = {n: sorted((root / n).iterdir()) for n in ("CT", "seg")}
 if len(sys.argv) > 3:

@@ -21,7 +21,6 @@ from radiodata.store.config import StoreConfig
 from radiodata.store.context import context
 from radiodata.store.draft import OWN
 from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, tile_columns
-from radiodata.store.runs import clean_abandoned
 from radiodata.store.segments import read_state, typed
 from radiodata.store.table import write_rows
 from radiodata.store.writer import consolidate_metadata, consolidate_table
@@ -192,7 +191,6 @@ def write_items(
     held = _held(there, place, provenance, view)
     if there is None:
         layout.create_root(place.uri, ctx)
-    clean_abandoned(place.uri, place.read)
     ids = {i: derived_id(i, place.source, place.name) for i in view.ids}
     settled = all(isinstance(s, Each) for s in stages)  # else what comes out hangs on what went before
     skipped = frozenset(i for i, new in ids.items() if new in held) if settled else frozenset()

@@ -19,7 +19,7 @@ from radiodata.store.context import context
 from radiodata.store.layout import join
 from radiodata.store.lock import writer_lock
 from radiodata.store.record import Record
-from radiodata.store.runs import begin_run, clean_all, clean_run, end_run
+from radiodata.store.runs import begin_run, clean_abandoned, clean_all, clean_run, end_run
 from radiodata.store.segments import write_segment
 from radiodata.store.table import read_table
 
@@ -40,6 +40,8 @@ T = TypeVar("T")
 class Writer:
     """One run that writes to the cohort at `uri`; leave it by ``with``, so that its mark is taken away.
 
+    What runs left behind that died is removed first.
+
     Parameters
     ----------
     uri
@@ -58,6 +60,7 @@ class Writer:
 
     def __init__(self, uri: str, config: ReadConfig) -> None:
         self.uri, self.config, self.clean = uri, config, False
+        clean_abandoned(uri, config)
         self.run = begin_run(uri, self.ctx)
         self._ids: dict[str, frozenset[str]] = {}
         self._written = 0
@@ -105,6 +108,8 @@ class Writer:
             except BaseException:
                 self._discard(draft.segments)
                 raise
+            held = record.segments()
+            self._discard(segment for segment in draft.segments if segment.path not in held)  # merged into others
         return record
 
     def segment(
