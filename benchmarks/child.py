@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import registry
-from benchmarks.phantom import Phantoms
 from benchmarks.probes import disk
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(path: str) -> None:
-    """Do the job described in a file: {"kind": "phantom" | "prepare" | "measure", ...}."""
+    """Do the job described in a file: {"kind": "data" | "prepare" | "measure", ...}."""
     warnings.simplefilter("ignore")
     job = json.loads(Path(path).read_text())
     Path(job["result"]).write_text(json.dumps(_guarded(lambda: _do(job))))
@@ -41,27 +40,27 @@ def _guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _do(job: dict[str, Any]) -> dict[str, Any]:
     module = registry.benchmark(job["benchmark"])
     parameters = module.QUICK if job["quick"] else module.FULL
-    phantoms = Phantoms(Path(job["data"]), parameters.shape, parameters.volumes)
-    if job["kind"] == "phantom":
-        phantoms.make()
+    source = module.data(Path(job["data"]), parameters)
+    if job["kind"] == "data":
+        source.make()
         return {}
     row = next(row for row in module.ROWS if row.name == job["row"])
     contender = row.build()
     contender.import_all()
     if job["kind"] == "prepare":
-        return _prepare(contender, phantoms, Path(job["folder"]), job["crop"])
+        return _prepare(contender, source, Path(job["folder"]), job["crop"])
 
     def one(case: dict[str, Any]) -> dict[str, Any]:
-        result: dict[str, Any] = module.measure(contender, phantoms, Path(case["folder"]), parameters, row, case)
+        result: dict[str, Any] = module.measure(contender, source, Path(case["folder"]), parameters, row, case)
         return result
 
     return {"cases": [_guarded(partial(one, case)) for case in job["cases"]]}
 
 
-def _prepare(contender: Any, phantoms: Phantoms, folder: Path, crop: int) -> dict[str, Any]:
+def _prepare(contender: Any, source: Any, folder: Path, crop: int) -> dict[str, Any]:
     folder.mkdir(parents=True)
     tick = time.perf_counter()
-    contender.prepare(phantoms, folder, crop)
+    contender.prepare(source, folder, crop)
     return {"prepare_s": time.perf_counter() - tick, **disk(folder)}
 
 

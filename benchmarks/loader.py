@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.contenders.base import LoaderSpec
-from benchmarks.phantom import find
+from benchmarks.phantom import Phantoms, find
 from benchmarks.probes import cpu_seconds, memory_bytes, touch
-from benchmarks.registry import Row
+from benchmarks.registry import READERS, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from benchmarks.contenders.base import Contender
-    from benchmarks.phantom import Phantoms
 
 SUMMARY = "random crops in batches: samples/s, time to first batch, CPU s per sample"
 PRIMARY, UNIT, HIGHER_IS_BETTER = "samples_per_s", "samples/s", True
+PEERS = READERS
 HERE = "benchmarks.contenders."
 OURS, RADIOBJECT = HERE + "radiodata:Radiodata", HERE + "radiobject:RadiObject"
 NNUNET, MONAI = HERE + "nnunet:NnunetBlosc2", HERE + "monai:Monai"
@@ -109,6 +109,10 @@ def _volumes(workers: int) -> Iterator[Row]:
 
 
 ROWS = tuple(_rows())
+
+
+def data(folder: Path, parameters: Parameters) -> Phantoms:
+    return Phantoms(folder, parameters.shape, parameters.volumes)
 
 
 def cases(parameters: Parameters, row: Row) -> list[dict[str, Any]]:

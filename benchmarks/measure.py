@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
-from benchmarks.phantom import Phantoms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,12 +45,13 @@ class Run:
         return self.module.QUICK if self.quick else self.module.FULL
 
     @property
-    def phantoms(self) -> Phantoms:
-        return Phantoms(self.data, self.parameters.shape, self.parameters.volumes)
+    def source(self) -> Any:
+        """What is stored and read: ``make()`` writes it, ``stores`` is the folder of what is made of it."""
+        return self.module.data(self.data, self.parameters)
 
     def measure(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Return one entry per row and case: its status and the pooled results of its repeats."""
-        self._must({"kind": "phantom"}, "the phantom")
+        self._must({"kind": "data"}, "the data")
         entries = {row.name: [self._entry(row, case) for case in self._cases(row)] for row in rows}
         for repeat in range(self.repeats):
             for row in rows if repeat % 2 == 0 else reversed(rows):  # nobody always runs first
@@ -108,7 +108,7 @@ class Run:
         return {**result, "reused": False}
 
     def _folder(self, store: str | None) -> str:
-        return str(self.phantoms.folder / f"stores-{self.parameters.volumes}" / store) if store else ""
+        return str(self.source.stores / store) if store else ""
 
     def _must(self, job: dict[str, Any], what: str) -> None:
         result = self._child(job, PREPARE_LIMIT_S)

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.phantom import Phantoms
 from benchmarks.probes import touch
-from benchmarks.registry import Row
+from benchmarks.registry import READERS, Row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.contenders.base import Box, Contender
-    from benchmarks.phantom import Phantoms
 
 SUMMARY = "cubic crops of one volume, random and tile-aligned: ms per read"
 PRIMARY, UNIT, HIGHER_IS_BETTER = "ms_per_read", "ms", False
+PEERS = READERS
 HERE = "benchmarks.contenders."
 GRID = 64  # the grid of the tile-aligned starts; it suits tiles of 32 as well
 
@@ -82,6 +83,10 @@ ROWS = (
     Row("MONAI", "MONAI", HERE + "monai:Monai", ("monai",), note="reads the .nii.gz for each crop"),
     Row("memmap", "memmap", HERE + "memmap:Memmap"),
 )
+
+
+def data(folder: Path, parameters: Parameters) -> Phantoms:
+    return Phantoms(folder, parameters.shape, parameters.volumes)
 
 
 def cases(parameters: Parameters, row: Row) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,6 +77,26 @@ class Phantoms:
         """Return the voxels of one volume, (x, y, z) int16, mapped from disk."""
         voxels: NDArray[np.int16] = np.load(self.truths[volume], mmap_mode="r")
         return voxels
+
+    @property
+    def stores(self) -> Path:
+        return self.folder / f"stores-{self.count}"
+
+    def describe(self) -> dict[str, Any]:
+        packed = sum(path.stat().st_size for path in self.niftis)
+        raw = 2 * self.count * self.shape[0] * self.shape[1] * self.shape[2]
+        shape = "x".join(map(str, self.shape))
+        return {
+            "folder": self.folder.name,
+            "volumes": self.count,
+            "shape": list(self.shape),
+            "dtype": "int16",
+            "raw_bytes": raw,
+            "source": ".nii.gz",
+            "source_bytes": packed,
+            "nii_gz_ratio": raw / packed,
+            "what": f"{self.count} x {shape} int16, .nii.gz {raw / packed:.2f}:1",
+        }
 
     def make(self) -> None:
         """Write the volumes that are not there yet."""

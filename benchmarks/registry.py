@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from benchmarks.contenders.base import Contender
 
 OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # the comma of "A (x, y),B" that ends a name
-PEERS = ("RadiObject", "blosc2")
-MODULES = {"patch": "benchmarks.patch", "loader": "benchmarks.loader"}
+READERS = ("RadiObject", "blosc2")  # the peers of what reads voxels
+MODULES = {"patch": "benchmarks.patch", "loader": "benchmarks.loader", "table": "benchmarks.table"}
 
 
 @dataclass(frozen=True)

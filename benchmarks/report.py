@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from benchmarks.registry import PEERS
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,12 +27,11 @@ def heading(result: dict[str, Any]) -> str:
     m, data = result["machine"], result["data"]
     memory = f"{m['memory_bytes'] / 2**30:.0f} GiB" if m["memory_bytes"] else "memory unknown"
     packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
-    shape = "x".join(map(str, data["shape"]))
     return (
         f"[bold]{result['benchmark']}[/bold]: {result['summary']}{'  (--quick)' if result['quick'] else ''}\n"
         f"{m['cpu']}, {m['cores']} cores, {memory}; Python {m['python']}; {packages}\n"
-        f"revision {result['revision'] or 'unknown'}; {data['volumes']} x {shape} {data['dtype']}, "
-        f".nii.gz {data['nii_gz_ratio']:.2f}:1; {result['repeats']} repeats, {result['wall_s']:.0f} s\n"
+        f"revision {result['revision'] or 'unknown'}; {data['what']}; {result['repeats']} repeats, "
+        f"{result['wall_s']:.0f} s\n"
         "x PEER: times as fast as that peer's fastest row of the same case"
     )
 
@@ -42,14 +39,15 @@ def heading(result: dict[str, Any]) -> str:
 def table(result: dict[str, Any], case: str, rows: list[dict[str, Any]]) -> Table:
     """Return one case as a table, best median first, what was not measured last."""
     extra = [name for name in EXTRA if any(name in row["metrics"] for row in rows)]
-    grid = Table(title=f"{case} ({rows[0]['crop_bytes'] / 1e6:.2f} MB a crop)", title_justify="left")
+    size = f" ({rows[0]['crop_bytes'] / 1e6:.2f} MB a crop)" if "crop_bytes" in rows[0] else ""
+    grid = Table(title=f"{case}{size}", title_justify="left")
     grid.add_column("contender", no_wrap=True)
     for name in (
         f"median, {result['unit']}",
         "IQR",
         "n",
         *(EXTRA[e] for e in extra),
-        *(f"x {p}" for p in PEERS),
+        *(f"x {p}" for p in rows[0]["ratios"]),
     ):
         grid.add_column(name, justify="right")
     grid.add_column("remarks")
@@ -62,11 +60,11 @@ def table(result: dict[str, Any], case: str, rows: list[dict[str, Any]]) -> Tabl
 def stores(result: dict[str, Any]) -> Table:
     """Return what each format takes on disk and took to write."""
     grid = Table(title="formats on disk", title_justify="left")
-    for name in ("format", "MB", "of .nii.gz", "files", "written in, s"):
+    for name in ("format", "MB", f"of {result['data']['source']}", "files", "written in, s"):
         grid.add_column(name, justify="left" if name == "format" else "right")
     for name, store in result["stores"].items():
         if store["status"] == "ok":
-            share = store["bytes"] / result["data"]["nii_gz_bytes"]
+            share = store["bytes"] / result["data"]["source_bytes"]
             written = f"{store['prepare_s']:.1f}"
             grid.add_row(name, f"{store['bytes'] / 1e6:.1f}", f"{share:.2f}", str(store["files"]), written)
         else:
@@ -76,11 +74,11 @@ def stores(result: dict[str, Any]) -> Table:
 
 def _cells(row: dict[str, Any], primary: str, extra: list[str]) -> list[str]:
     if row["status"] != "ok":
-        blanks = ["-"] * (2 + len(extra) + len(PEERS))
+        blanks = ["-"] * (2 + len(extra) + len(row["ratios"]))
         return [row["row"], "-", *blanks, row["error"]]
     metric = row["metrics"][primary]
     more = [_extra(row["metrics"].get(name), name) for name in extra]
-    ratios = [f"{r['times']:.2f}" if (r := row["ratios"][peer]) else "-" for peer in PEERS]
+    ratios = [f"{r['times']:.2f}" if (r := row["ratios"][peer]) else "-" for peer in row["ratios"]]
     return [
         row["row"],
         _short(metric["median"]),
@@ -101,7 +99,7 @@ def _extra(metric: dict[str, Any] | None, name: str) -> str:
 def _remarks(row: dict[str, Any]) -> str:
     said = [
         row["note"],
-        row["dtype"] if row["dtype"] != "int16" else "",
+        row["dtype"] if row.get("dtype", "int16") != "int16" else "",
         "time cap" if row.get("capped") else "",
     ]
     return "; ".join(filter(None, said))

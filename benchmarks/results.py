@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
 from benchmarks.probes import summary
-from benchmarks.registry import PEERS
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -22,7 +21,7 @@ def document(run: Run, entries: list[dict[str, Any]], wall_s: float) -> dict[str
     module = run.module
     rows = [_row(entry) for entry in entries]
     for row in rows:
-        row["ratios"] = {peer: ratio(row, rows, peer, module) for peer in PEERS}
+        row["ratios"] = {peer: ratio(row, rows, peer, module) for peer in module.PEERS}
     return {
         "schema": SCHEMA,
         "benchmark": run.name,
@@ -38,7 +37,7 @@ def document(run: Run, entries: list[dict[str, Any]], wall_s: float) -> dict[str
         "versions": machine.versions(),
         "revision": machine.revision(),
         "parameters": module.describe(run.parameters),
-        "data": _data(run),
+        "data": run.source.describe(),
         "stores": run.stores,
         "rows": rows,
     }
@@ -67,17 +66,3 @@ def _row(entry: dict[str, Any]) -> dict[str, Any]:
     values = entry.pop("values", {})
     metrics = {name: {**summary(list_), "values": list_} for name, list_ in values.items() if list_}
     return {**entry, "metrics": metrics if entry["status"] == "ok" else {}}
-
-
-def _data(run: Run) -> dict[str, Any]:
-    packed = sum(path.stat().st_size for path in run.phantoms.niftis)
-    raw = 2 * run.phantoms.count * run.parameters.shape[0] * run.parameters.shape[1] * run.parameters.shape[2]
-    return {
-        "folder": run.phantoms.folder.name,
-        "volumes": run.phantoms.count,
-        "shape": list(run.parameters.shape),
-        "dtype": "int16",
-        "raw_bytes": raw,
-        "nii_gz_bytes": packed,
-        "nii_gz_ratio": raw / packed,
-    }

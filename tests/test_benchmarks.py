@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import loader, patch, phantom, registry, results  # noqa: E402
+from benchmarks import loader, patch, phantom, registry, results, table  # noqa: E402
 from benchmarks.contenders.nnunet_rule import chunking_since_2_8, chunking_up_to_2_7  # noqa: E402
 from benchmarks.probes import summary  # noqa: E402
 
@@ -77,7 +77,7 @@ def test_find_tells_where_a_crop_comes_from(volume):
 def test_rows_have_names_of_their_own_and_contenders_import_lazily(module):
     names = [row.name for row in module.ROWS]
     assert len(set(names)) == len(names)
-    assert {"radiodata", *registry.PEERS, "TorchIO", "MONAI", "zarr", "memmap"} <= {r.family for r in module.ROWS}
+    assert {"radiodata", *registry.READERS, "TorchIO", "MONAI", "zarr", "memmap"} <= {r.family for r in module.ROWS}
     for row in module.ROWS:  # building one needs none of the packages it measures
         assert module.cases(module.QUICK, row)
         assert row.build().requires[:1] == row.requires
@@ -182,6 +182,33 @@ def test_json_has_every_case_with_its_spread(quick):
         assert row["ratios"] == {"RadiObject": None, "blosc2": None}
 
 
+def test_tables_are_filtered_as_numpy_does_by_every_contender(tmp_path):
+    pytest.importorskip("pyarrow")
+    done = command("run", "table", "--quick", "--json", str(tmp_path / "table.json"), "--data", str(tmp_path / "data"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert {(row["row"], row["status"]) for row in rows} == {(row.name, "ok") for row in table.ROWS}
+    cases = ["open", "filter subjects", "filter volumes", "volumes of subjects", "one row"]
+    assert list(dict.fromkeys(row["case"] for row in rows)) == cases
+    assert all(row["ratios"]["pandas"]["times"] > 0 for row in rows)
+    assert "x pandas" in done.stdout
+
+
+def test_a_filter_that_gives_other_ids_is_refused(tmp_path):
+    from benchmarks.contenders.tables import Csv
+
+    class Wrong(Csv):
+        def subjects(self, tables):
+            return super().subjects(tables)[:-1]
+
+    people = table.data(tmp_path, table.QUICK)
+    people.make()
+    case = {"kind": "filter subjects"}
+    with pytest.raises(AssertionError, match="and numpy"):
+        table.measure(Wrong(), people, people.folder, table.QUICK, table.ROWS[2], case)
+    assert table.measure(Csv(), people, people.folder, table.QUICK, table.ROWS[2], case)["ms"]
+
+
 def test_report_is_made_of_the_json(quick):
     result, said = quick
     for text in ("memmap", "random 32", "x RadiObject", "x blosc2", result["machine"]["cpu"], "formats on disk"):
@@ -220,7 +247,7 @@ def test_a_failure_is_listed_with_its_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("run", "nothing"), "patch, loader"), (("run", "patch", "--contenders", "nobody"), "RadiObject")],
+    [(("run", "nothing"), "patch, loader, table"), (("run", "patch", "--contenders", "nobody"), "RadiObject")],
 )
 def test_unknown_name_is_status_2(arguments, said):
     done = command(*arguments)
@@ -230,4 +257,4 @@ def test_unknown_name_is_status_2(arguments, said):
 
 def test_list_names_all_rows():
     said = command("list").stdout
-    assert all(row.name in said for module in (patch, loader) for row in module.ROWS)
+    assert all(row.name in said for module in (patch, loader, table) for row in module.ROWS)

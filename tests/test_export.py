@@ -223,6 +223,7 @@ def test_files_of_other_kinds_are_refused(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_metatensor_has_voxels_and_affine(tiny: Tiny) -> None:
+    pytest.importorskip("monai")
     volume = tiny.cohort.CT.iloc[2]
     tensor = volume.to_monai()
     np.testing.assert_array_equal(tensor.numpy()[0], tiny.arrays["sub-02_CT"])
@@ -231,6 +232,7 @@ def test_a_metatensor_has_voxels_and_affine(tiny: Tiny) -> None:
 
 
 def test_a_torchio_image_has_voxels_and_affine(tiny: Tiny) -> None:
+    pytest.importorskip("torchio")
     import torchio
 
     image, label = tiny.cohort.CT.iloc[2].to_torchio(), tiny.cohort.seg.iloc[2].to_torchio()
@@ -240,6 +242,7 @@ def test_a_torchio_image_has_voxels_and_affine(tiny: Tiny) -> None:
 
 
 def test_sitk_reads_the_exported_file_as_to_sitk_gives_it(tiny: Tiny, tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
     import SimpleITK
 
     for number in range(6):
@@ -254,6 +257,7 @@ def test_sitk_reads_the_exported_file_as_to_sitk_gives_it(tiny: Tiny, tmp_path: 
 
 
 def test_channels_come_last_in_the_store_and_first_in_tensors(tmp_path: Path) -> None:
+    pytest.importorskip("monai")
     voxels = np.random.default_rng(0).integers(-9, 9, (6, 5, 4, 3)).astype(np.int16)
     source = save(voxels[..., 0], np.eye(4), tmp_path / "a.nii")
     nib.Nifti1Image(voxels, np.eye(4)).to_filename(source)
@@ -265,6 +269,7 @@ def test_channels_come_last_in_the_store_and_first_in_tensors(tmp_path: Path) ->
 
 
 def test_sheared_axes_are_no_itk_image(tiny: Tiny) -> None:
+    pytest.importorskip("SimpleITK")
     affine = np.eye(4)
     affine[0, 1] = 0.4
     with pytest.raises(ExportError, match="right angles"):

@@ -345,3 +345,15 @@ def test_optimize_on_the_command_line(cohort: Cohort) -> None:
     ).stdout
     assert told == f"{cohort.uri} is at version {done.version + 1}, alone\n"
     assert Cohort(cohort.uri).versions == [done.version + 1]
+
+
+def test_the_only_columns_are_replaced_and_dropped(make_files: MakeFiles, tmp_path: Path) -> None:
+    cohort = Cohort.from_niftis(tmp_path / "c", make_files(3), tiling=8)
+    everyone = ["s000", "s001", "s002"]
+    cohort = cohort.update_obs_meta(pd.DataFrame({"age": [1, 2, 3]}, everyone)).optimize()
+    cohort = cohort.update_obs_meta(pd.DataFrame({"age": ["a", "b", "c"]}, everyone))
+    assert cohort.obs_meta["age"].tolist() == ["a", "b", "c"]
+    cohort = cohort.optimize().drop_obs_meta("age")
+    assert (cohort.subjects, list(cohort.obs_meta.columns)) == (everyone, [])
+    cohort = cohort.remove(subjects="s001").update_obs_meta(pd.DataFrame({"sex": ["F", "M"]}, ["s000", "s002"]))
+    assert cohort.obs_meta["sex"].to_dict() == {"s000": "F", "s002": "M"}

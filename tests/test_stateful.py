@@ -362,7 +362,9 @@ class CohortMachine(RuleBasedStateMachine):
             assert collection.tail(2).ids == ids[-2:]
             some = [ids[i] for i in rng.permutation(len(ids))[:2]]
             assert collection.loc[some].ids == some
-            assert sorted(collection.sample(len(at), seed=seed).ids) <= ids
+            drawn = collection.sample(len(at), seed=seed).ids
+            assert len(set(drawn)) == len(at)
+            assert set(drawn) <= set(ids)
         few = [subjects[i] for i in rng.permutation(len(subjects))[:3]]
         view = self.cohort.loc[few]
         assert view.subjects == few

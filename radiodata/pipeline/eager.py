@@ -11,8 +11,9 @@ import pandas as pd
 
 from radiodata.pipeline.lazy import LazyCollection
 from radiodata.pipeline.running import Each, runner
+from radiodata.pipeline.saving import place_of
 from radiodata.pipeline.steps import Map
-from radiodata.pipeline.write import write_items
+from radiodata.pipeline.write import Work, write_items
 from radiodata.store.loaded import LoadedVolume
 
 if TYPE_CHECKING:
@@ -79,21 +80,12 @@ class MappedVolumes(Sequence[LoadedVolume]):
     ) -> WriteReport:
         """Write the volumes as a collection; arguments as of ``LazyCollection.write``."""
         numbered = [replace(volume, position=n) for n, volume in enumerate(self._volumes)]
+        view = self._source.loc[[v.obs_id for v in self._volumes]]
+        work = Work(
+            self._source, view, lambda skipped: (v for v in numbered if v.obs_id not in skipped), [], list(self._steps)
+        )
         with runner(workers) as run:
-            return write_items(
-                self._source,
-                lambda skipped: (v for v in numbered if v.obs_id not in skipped),
-                self._source.loc[[v.obs_id for v in self._volumes]],
-                [],
-                list(self._steps),
-                run,
-                uri=uri,
-                name=name,
-                kind=kind,
-                tiling=tiling,
-                config=config,
-                progress=progress,
-            )
+            return write_items(work, place_of(self._source, uri, name, kind, tiling, config), run, progress)
 
     def __repr__(self) -> str:
         return f"MappedVolumes({len(self)} volumes of {self._source.name!r}: {'.'.join(self._steps)})"

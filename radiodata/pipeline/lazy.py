@@ -11,9 +11,10 @@ import pandas as pd
 
 from radiodata.errors import ConfigError
 from radiodata.pipeline.running import Each, Take, Together, runner
+from radiodata.pipeline.saving import place_of
 from radiodata.pipeline.stages import append, drops, ended, settled, unread
 from radiodata.pipeline.steps import GEOMETRY, STATISTICS, AsRow, AsVolume, Keep, Map, describe
-from radiodata.pipeline.write import write_items
+from radiodata.pipeline.write import Work, write_items
 from radiodata.store.columns import infer_columns
 from radiodata.store.expression import parse
 from radiodata.store.segments import typed
@@ -243,22 +244,11 @@ class LazyCollection:
         ConfigError
             When the collection is there and was made otherwise.
         """
+        place = place_of(self._source, uri, name, kind, tiling, config)
         view, stages = self._planned(workers=workers, executor=executor, failed=failed)
+        work = Work(self._source, view, lambda skipped: unread(view, skipped), stages, self._steps())
         with runner(workers, executor, failed) as run:
-            return write_items(
-                self._source,
-                lambda skipped: unread(view, skipped),
-                view,
-                stages,
-                self._steps(),
-                run,
-                uri=uri,
-                name=name,
-                kind=kind,
-                tiling=tiling,
-                config=config,
-                progress=progress,
-            )
+            return write_items(work, place, run, progress)
 
     # how
 

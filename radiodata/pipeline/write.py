@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from radiodata.errors import ConfigError, PipelineError, Problem
-from radiodata.ingest.volume import Slot, Written, write_voxels
+from radiodata.errors import ConfigError, Problem
+from radiodata.ingest.volume import Slot
 from radiodata.pipeline.running import Each, Take, Together
+from radiodata.pipeline.saving import Made, Place, Save, derived_id
 from radiodata.pipeline.stages import ended
-from radiodata.pipeline.steps import loaded
 from radiodata.store import commits, layout
 from radiodata.store.columns import check_columns, infer_columns
-from radiodata.store.config import StoreConfig
 from radiodata.store.context import context
 from radiodata.store.draft import OWN
 from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, tile_columns
@@ -28,13 +26,11 @@ from radiodata.store.writing import Batches, Writer, prune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from radiodata.pipeline.running import Runner
     from radiodata.pipeline.steps import Item
     from radiodata.store.cohort import Cohort
     from radiodata.store.collection import VolumeCollection
-    from radiodata.store.config import ReadConfig, TilingLike
     from radiodata.store.draft import Draft
     from radiodata.store.record import Record
 
@@ -68,125 +64,34 @@ class WriteReport:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A derived volume whose voxels are written and whose rows are not, and its columns; None: it is there."""
-
-    obs_id: str
-    written: Written | None
-    updates: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Save:
-    """Write the voxels of a volume; the last step."""
-
-    target: _Place
-    first: Slot
-    present: frozenset[str]
-    name = "write"
-
-    def __call__(self, item: Item) -> Made:
-        obs_id = self.target.id_of(item)
-        if obs_id in self.present:
-            return Made(obs_id, None)
-        return self.target.save(loaded(item), obs_id, replace(self.first, index=item.position))
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where volumes are written to.
+class Work:
+    """What a pipeline does.
 
     Attributes
     ----------
-    source
-        Name of the collection that they are made of.
-    """
-
-    uri: str
-    name: str
-    source: str
-    kind: str
-    config: StoreConfig
-    read: ReadConfig
-
-    def id_of(self, item: Item) -> str:
-        """Id of the derived volume: with the name of its collection in place of that of the source."""
-        return derived_id(item.obs_id, self.source, self.name)
-
-    def save(self, volume: Any, obs_id: str, slot: Slot) -> Made:
-        """Write voxels."""
-        voxels = _storable(volume.voxels, self.kind)
-        channels = voxels[None] if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0)
-        source = {
-            "source_uri": f"{volume.obs.get('source_uri') or ''}",
-            "source_format": "derived",
-            "source_dtype": str(volume.voxels.dtype),
-            "source_orientation": volume.orientation,
-            "source_hash": str(volume.obs.get("content_hash") or ""),
-            "source_header": b"",
-        }
-        written = write_voxels(
-            slot,
-            volume.obs_subject_id,
-            obs_id,
-            np.ascontiguousarray(channels),
-            np.asarray(volume.affine, np.float64),
-            source,
-            self.config,
-            self.read,
-        )
-        return Made(obs_id, written, dict(volume.updates))
-
-
-def derived_id(obs_id: str, source: str, name: str) -> str:
-    """Id of a volume that is made of another."""
-    stem = obs_id.removesuffix(f"_{source}")
-    return f"{stem}_{name}" if stem != obs_id else f"{obs_id}_{name}"
-
-
-def _storable(voxels: Any, kind: str) -> Any:
-    narrow = {"bool": np.uint8, "float16": np.float32}.get(voxels.dtype.name)
-    if kind == "label" and voxels.dtype.kind == "f":
-        raise PipelineError(
-            f"it is {voxels.dtype}, and labels are whole numbers: Cast('uint8'), or write(kind='image')"
-        )
-    if kind == "label" and voxels.ndim == 4:
-        raise PipelineError("it has channels, which a label volume cannot have: write(kind='image')")
-    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    if native.dtype.itemsize > 8:
-        raise PipelineError(f"{native.dtype} cannot be stored: Cast('float64')")
-    return native if narrow is None else native.astype(narrow)
-
-
-def write_items(
-    source: VolumeCollection,
-    items: Callable[[frozenset[str]], Iterable[Item]],
-    view: VolumeCollection,
-    stages: Sequence[Each | Together | Take],
-    steps: list[str],
-    run: Runner,
-    *,
-    uri: str | Path | None,
-    name: str | None,
-    kind: str | None,
-    tiling: TilingLike | None,
-    config: StoreConfig | None,
-    progress: bool | Callable[[int, int], None],
-) -> WriteReport:
-    """Run a pipeline over `items`, of `view`, and write what comes of them; see ``LazyCollection.write``.
-
-    Parameters
-    ----------
+    source, view
+        The collection, and what of it is taken.
     items
-        Gives the volumes but those of some ids.
+        Gives the volumes of `view` but those of some ids.
     steps
         What is done, for the provenance.
     """
+
+    source: VolumeCollection
+    view: VolumeCollection
+    items: Callable[[frozenset[str]], Iterable[Item]]
+    stages: Sequence[Each | Together | Take]
+    steps: list[str]
+
+
+def write_items(
+    work: Work, place: Place, run: Runner, progress: bool | Callable[[int, int], None] = False
+) -> WriteReport:
+    """Run a pipeline, and write what comes of it; see ``LazyCollection.write``."""
     from radiodata.store.cohort import Cohort
 
-    home = source.snapshot_uri
-    place = _place(source, home, uri, name, kind, tiling, config)
-    ctx, provenance = context(place.read), _provenance(source, home, steps)
+    view, stages = work.view, work.stages
+    ctx, provenance = context(place.read), _provenance(work)
     there = commits.latest(place.uri, place.read) if layout.check_root(place.uri, ctx) else None
     held = _held(there, place, provenance, view)
     if there is None:
@@ -194,25 +99,25 @@ def write_items(
     ids = {i: derived_id(i, place.source, place.name) for i in view.ids}
     settled = all(isinstance(s, Each) for s in stages)  # else what comes out hangs on what went before
     skipped = frozenset(i for i, new in ids.items() if new in held) if settled else frozenset()
-    report = WriteReport(None, place.name, present=[ids[i] for i in view.ids if i in skipped], failed=run.failed or [])  # type: ignore[arg-type]
+    present, written = [ids[i] for i in view.ids if i in skipped], list[str]()
     with Writer(place.uri, place.read) as writer:
         folder = writer.commit("create", lambda draft: _prepare(draft, place, provenance, None))
         path = folder.collections[place.name].folder
         where = layout.join(place.uri, path)
         # the step goes to a worker with every volume, so it is small
         first = Slot(place.name, where, place.kind, writer.run, 0)
-        save = _Save(place, first, frozenset() if settled else held)
+        save = Save(place, first, frozenset() if settled else held)
 
         def commit(batch: list[Made]) -> None:
             writer.commit(
-                f"write {len(batch)} volumes", lambda draft: _add(draft, batch, place, path, source, provenance)
+                f"write {len(batch)} volumes", lambda draft: _add(draft, batch, place, path, work.source, provenance)
             )
 
         batches, total = Batches(commit), len(view) - len(skipped)
         try:
-            with closing(run.run(items(skipped), ended(stages, (save,)))) as made, _telling(progress) as tell:
+            with closing(run.run(work.items(skipped), ended(stages, (save,)))) as made, _telling(progress) as tell:
                 for done, one in enumerate(made, 1):
-                    (report.present if one.written is None else report.written).append(one.obs_id)
+                    (present if one.written is None else written).append(one.obs_id)
                     if one.written is not None:
                         batches.add(one)
                     tell(done, total)
@@ -222,32 +127,10 @@ def write_items(
         prune(writer)
         _tidy(writer, where)
         writer.clean = bool(run.failed)
-    return replace(report, cohort=Cohort(place.uri, config=place.read), failed=list(run.failed or []))
+    return WriteReport(Cohort(place.uri, config=place.read), place.name, written, present, list(run.failed or []))
 
 
-def _place(
-    source: VolumeCollection,
-    home: str,
-    uri: str | Path | None,
-    name: str | None,
-    kind: str | None,
-    tiling: TilingLike | None,
-    config: StoreConfig | None,
-) -> _Place:
-    where = str(uri) if uri is not None else home
-    if where.rstrip("/") == home.rstrip("/") and name in (None, source.name):
-        raise ConfigError(
-            f"collection {source.name!r} cannot be written over itself: write(name=...), or to another URI"
-        )
-    if kind not in (None, "image", "label"):
-        raise ConfigError(f"kind={kind!r}: image or label")
-    chosen = config or StoreConfig.from_env(tiling=tiling if tiling is not None else source.tile)
-    return _Place(
-        where, layout.check_name(name or source.name), source.name, kind or source.kind, chosen, source.config
-    )
-
-
-def _provenance(source: VolumeCollection, home: str, steps: list[str]) -> dict[str, Any]:
+def _provenance(work: Work) -> dict[str, Any]:
     """What made it, from what, with which releases."""
     software = {}
     for package in ("radiodata", "numpy", "scipy", "monai", "torch"):
@@ -255,11 +138,12 @@ def _provenance(source: VolumeCollection, home: str, steps: list[str]) -> dict[s
             software[package] = version(package)
         except PackageNotFoundError:
             continue
-    made_of = {"uri": home, "collection": source.name, "version": source.snapshot_version}
-    return {"steps": steps, "source": made_of, "software": software}
+    source = work.source
+    made_of = {"uri": source.snapshot_uri, "collection": source.name, "version": source.snapshot_version}
+    return {"steps": work.steps, "source": made_of, "software": software}
 
 
-def _held(there: Record | None, place: _Place, provenance: dict[str, Any], view: VolumeCollection) -> frozenset[str]:
+def _held(there: Record | None, place: Place, provenance: dict[str, Any], view: VolumeCollection) -> frozenset[str]:
     """Ids of the collection that is there; refuses one that was made otherwise, or of other voxels."""
     state = there.collections.get(place.name) if there else None
     if state is None:
@@ -282,14 +166,14 @@ def _held(there: Record | None, place: _Place, provenance: dict[str, Any], view:
     return frozenset(map(str, rows))
 
 
-def _prepare(draft: Draft, place: _Place, provenance: dict[str, Any], folder: str | None) -> None:
+def _prepare(draft: Draft, place: Place, provenance: dict[str, Any], folder: str | None) -> None:
     draft.ensure_collection(place.name, place.kind, place.config.tile, folder=folder, provenance=provenance)
 
 
 def _add(
     draft: Draft,
     batch: list[Made],
-    place: _Place,
+    place: Place,
     folder: str,
     source: VolumeCollection,
     provenance: dict[str, Any],

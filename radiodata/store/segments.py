@@ -52,9 +52,7 @@ def read_state(
 
 
 def _read(uri: str, segment: Segment, index: str, names: Sequence[str], ctx: tiledb.Ctx) -> pd.DataFrame:
-    inside = [n for n in names if n in segment.names]
-    frame = read_table(join(uri, segment.path), index, ctx, inside or [REMOVED.name] if not segment.names else inside)
-    return frame[inside]
+    return read_table(join(uri, segment.path), index, ctx, [n for n in names if n in segment.names])
 
 
 def _layered(
