@@ -77,9 +77,11 @@ class Condition(Radiodata):
     def open(self, folder: Path) -> Any:
         import tiledb
 
-        from radiodata import Cohort
+        from radiodata import ReadConfig
+        from radiodata.store.commits import latest
 
-        record = Cohort(folder / "cohort")._snapshot.record
+        record = latest(str(folder / "cohort"), ReadConfig())
+        assert record is not None
         tables = {"meta": record.obs_meta, "CT": record.collections["CT"].obs}
         return {n: tiledb.open(str(folder / "cohort" / t.segments[0].path)) for n, t in tables.items()}
 

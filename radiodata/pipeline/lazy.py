@@ -17,7 +17,7 @@ from radiodata.pipeline.steps import GEOMETRY, STATISTICS, AsRow, AsVolume, Keep
 from radiodata.pipeline.write import Work, write_items
 from radiodata.store.columns import infer_columns
 from radiodata.store.expression import parse
-from radiodata.store.segments import typed
+from radiodata.store.layers import typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence

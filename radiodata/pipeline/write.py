@@ -18,8 +18,9 @@ from radiodata.store import commits, layout
 from radiodata.store.columns import check_columns, infer_columns
 from radiodata.store.context import context
 from radiodata.store.draft import OWN
+from radiodata.store.layers import typed
 from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, tile_columns
-from radiodata.store.segments import read_state, typed
+from radiodata.store.segments import read_state
 from radiodata.store.table import write_rows
 from radiodata.store.writer import consolidate_metadata, consolidate_table
 from radiodata.store.writing import Batches, Writer, prune

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from radiodata.store.config import ReadConfig, StoreConfig
     from radiodata.store.draft import Draft
+    from radiodata.store.layers import Layers
 
 
 class Changes:
@@ -33,7 +34,7 @@ class Changes:
         @property
         def collections(self) -> tuple[str, ...]: ...  # noqa: D102
         @property
-        def _table(self) -> pd.DataFrame: ...
+        def _table(self) -> Layers: ...
 
     def append(
         self,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from radiodata.store.config import StoreConfig, TilingLike
+    from radiodata.store.layers import Layers
 
 
 class Cohort(Changes, View["Cohort"]):
@@ -140,11 +141,7 @@ class Cohort(Changes, View["Cohort"]):
     @property
     def obs_meta(self) -> pd.DataFrame:
         """One row a subject, indexed by ``obs_subject_id``; a copy, to write columns see ``update_obs_meta``."""
-        return copied(self._obs_meta)
-
-    @cached_property
-    def _obs_meta(self) -> pd.DataFrame:
-        return self._table if self._given is None else self._table.iloc[self._given]
+        return copied(self._frame)
 
     def to_arrow(self) -> pyarrow.Table:
         """`obs_meta` as an Arrow table, ``obs_subject_id`` first; needs ``radiodata[arrow]``."""
@@ -163,8 +160,12 @@ class Cohort(Changes, View["Cohort"]):
     # views
 
     @property
-    def _table(self) -> pd.DataFrame:
+    def _table(self) -> Layers:
         return self._snapshot.obs_meta
+
+    @property
+    def _whole(self) -> bool:
+        return self._given is None
 
     @cached_property
     def _rows(self) -> NDArray[np.intp]:
@@ -232,7 +233,7 @@ class Cohort(Changes, View["Cohort"]):
         """Positions of the volumes of these subjects, in the order of the subjects."""
         rank = np.full(len(self._table), -1, np.intp)
         rank[self._rows] = np.arange(len(self._rows))
-        ranks = rank[self._snapshot.subject_of[name]]
+        ranks = rank[self._snapshot.subject_of(name)]
         rows = np.flatnonzero(ranks >= 0)
         return rows[np.argsort(ranks[rows], kind="stable")]
 

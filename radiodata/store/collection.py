@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from radiodata.pipeline import LazyCollection, MappedVolumes
     from radiodata.pipeline.steps import Transform
     from radiodata.store.config import ReadConfig
+    from radiodata.store.layers import Layers
     from radiodata.store.snapshot import Snapshot
     from radiodata.store.table import Ragged
 
@@ -79,15 +80,15 @@ class VolumeCollection(View[Volume]):
     @property
     def obs(self) -> pd.DataFrame:
         """One row a volume, indexed by ``obs_id``; a copy, to write columns see ``update_obs``."""
-        return copied(self._obs)
-
-    @cached_property
-    def _obs(self) -> pd.DataFrame:
-        return self._table if self._given is None else self._table.iloc[self._given]
+        return copied(self._frame)
 
     @property
-    def _table(self) -> pd.DataFrame:
+    def _table(self) -> Layers:
         return self._snapshot.obs[self.name]
+
+    @property
+    def _whole(self) -> bool:
+        return self._given is None
 
     @cached_property
     def _rows(self) -> NDArray[np.intp]:
@@ -97,7 +98,7 @@ class VolumeCollection(View[Volume]):
         return VolumeCollection(self.name, self._snapshot, rows)
 
     def _one(self, row: int) -> Volume:
-        cells = self._table.iloc[row]
+        cells = self._table.row(row)
         source = source_of(self.uri, str(self._table.index[row]), cells, self._snapshot.token)
         header = partial(_header_of, self._at(np.array([row], np.intp)))
         return Volume(source, cells, self.config, kind=self.kind, header=header)
@@ -116,9 +117,9 @@ class VolumeCollection(View[Volume]):
         ObsNotFoundError
             When the subject has none here, or several (use ``.obs`` to choose).
         """
-        at = np.flatnonzero((self._obs[SUBJECT] == subject).to_numpy(bool))
+        at = np.flatnonzero((self._column(SUBJECT) == subject).to_numpy(bool))
         if len(at) != 1:
-            found = "no volume" if not len(at) else f"{len(at)} volumes {list(self._obs.index[at])}"
+            found = "no volume" if not len(at) else f"{len(at)} volumes {list(self._index[at])}"
             raise ObsNotFoundError(f"subject {subject!r} has {found} in collection {self.name!r}")
         return self._one(int(self._rows[at[0]]))
 
@@ -133,19 +134,24 @@ class VolumeCollection(View[Volume]):
         ExpressionError
             When it is no expression, names a column that is not there, or compares what cannot be compared.
         """
-        return self._at(self._rows[volumes_where(self._obs, self._snapshot.obs_meta, expression)])
+        return self._at(self._rows[volumes_where(self, expression)])
+
+    @property
+    def _subject_rows(self) -> NDArray[np.intp]:
+        """Positions, in the table of subjects, of the subjects of these volumes."""
+        return self._snapshot.subject_of(self.name)[self._rows]
 
     def joined(self) -> pd.DataFrame:
         """Columns of `obs`, and of the volume's subject where `obs` has none of the name; one row a volume."""
-        meta = self._snapshot.obs_meta
-        theirs = meta[[n for n in meta.columns if n not in self._obs.columns]]
-        rows = theirs.reindex(pd.Index(self._obs[SUBJECT].to_numpy(object)))
-        return pd.concat([self._obs, rows.set_axis(self._obs.index)], axis=1)
+        meta = self._snapshot.obs_meta.frame
+        theirs = meta[[n for n in meta.columns if n not in self.columns]]
+        rows = theirs.iloc[self._subject_rows]
+        return pd.concat([self._frame, rows.set_axis(self._index)], axis=1)
 
     def own_numbers(self) -> list[str]:
         """Columns of numbers that were added to `obs`."""
         given = [c.name for c in self._snapshot.state(self.name).obs.columns if c.name not in _STORES_OWN]
-        return [n for n in given if pd.api.types.is_numeric_dtype(self._obs[n])]
+        return [n for n in given if pd.api.types.is_numeric_dtype(self._column(n))]
 
     def to_arrow(self) -> pyarrow.Table:
         """`obs` as an Arrow table, ``obs_id`` first; needs ``radiodata[arrow]``."""
@@ -167,9 +173,7 @@ class VolumeCollection(View[Volume]):
         ExpressionError
             When it is no expression, names a column that is not there, or compares what cannot be compared.
         """
-        table = self._snapshot.obs_meta
-        chosen = table.index[rows_where(table, expression)]
-        return self._at(self._rows[self._obs[SUBJECT].isin(chosen).to_numpy(bool)])
+        return self._at(self._rows[rows_where(self._snapshot.obs_meta, expression)[self._subject_rows]])
 
     def map(self, fn: Transform, **how: Any) -> MappedVolumes:
         """Apply ``fn(volume, obs_row) -> volume | (volume, updates)`` to every volume now, and keep them in memory.
@@ -198,11 +202,11 @@ class VolumeCollection(View[Volume]):
 
     def subjects_table(self) -> pd.DataFrame:
         """`obs_meta` of the cohort, of all subjects."""
-        return copied(self._snapshot.obs_meta)
+        return copied(self._snapshot.obs_meta.frame)
 
     def sources(self) -> VoxelSources:
         """Voxel sources of every volume, in the order of ``.obs``."""
-        return VoxelSources(self.uri, self._obs, self._snapshot.token)
+        return VoxelSources(self.uri, self._index, self._column, self._snapshot.token)
 
     def tile_columns(self, names: Sequence[str]) -> dict[str, Ragged]:
         """Columns of the per-tile statistics in the order of ``.obs``, each flat; no voxel is read.
@@ -217,8 +221,8 @@ class VolumeCollection(View[Volume]):
     def tile_statistics(self) -> pd.DataFrame:
         """Per-tile statistics in the order of ``.obs`` (see ``IMAGE_TILES`` and ``LABEL_TILES``); no voxel is read."""
         columns = self.tile_columns([c.name for c in (LABEL_TILES if self.kind == "label" else IMAGE_TILES)])
-        rows = {name: pd.Series(column.rows(), self._obs.index, dtype=object) for name, column in columns.items()}
-        return pd.DataFrame(rows, index=self._obs.index)
+        rows = {name: pd.Series(column.rows(), self._index, dtype=object) for name, column in columns.items()}
+        return pd.DataFrame(rows, index=self._index)
 
     def histograms(self) -> pd.DataFrame:
         """Histogram of every volume: counts, lower edge of the first bin, bin width (physical values).
@@ -241,15 +245,15 @@ class VolumeCollection(View[Volume]):
         )
         at = found.index.get_indexer(pd.Index(keys, dtype=object))
         self._refuse_lost(at)
-        return found.iloc[at].set_axis(self._obs.index)
+        return found.iloc[at].set_axis(self._index)
 
     def _keys(self) -> list[str]:
-        shards, slots = strings(self._obs["shard"]), self._obs["slot"].tolist()
+        shards, slots = strings(self._column("shard")), self._column("slot").tolist()
         return [volume_key(s, n) for s, n in zip(shards, slots, strict=True)]
 
     def _refuse_lost(self, at: NDArray[np.intp]) -> None:
         if len(at) and at.min() < 0:
-            lost = self._obs.index[at < 0][0]
+            lost = self._index[at < 0][0]
             raise StoreError(f"volume {lost!r} of {self.uri} has no tile statistics: ingest it again")
 
     def __repr__(self) -> str:

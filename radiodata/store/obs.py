@@ -12,6 +12,8 @@ from radiodata.store.columns import Column
 from radiodata.store.layout import shard_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
 
     from radiodata._typing import Affine
@@ -142,20 +144,25 @@ class VoxelSources(Sequence[VoxelSource]):
 
     Parameters
     ----------
-    collection_uri, obs, token
-        As for ``source_of``; one row a volume.
+    collection_uri, token
+        As for ``source_of``.
+    ids, column
+        Of the volumes, and what gives a column of their table by its name.
     """
 
-    def __init__(self, collection_uri: str, obs: pd.DataFrame, token: str) -> None:
-        shards, self._shard = np.unique(obs["shard"].to_numpy(str), return_inverse=True)
+    def __init__(
+        self, collection_uri: str, ids: pd.Index[str], column: Callable[[str], pd.Series[Any]], token: str
+    ) -> None:
+        shards, self._shard = np.unique(column("shard").to_numpy(str), return_inverse=True)
         self._uris = [shard_uri(collection_uri, name) for name in shards.tolist()]
-        self._slot = obs["slot"].to_numpy(np.int64)
-        self._shape = obs[["channels", "size_x", "size_y", "size_z"]].to_numpy(np.int64)
-        dtypes, self._dtype = np.unique(obs["dtype"].to_numpy(str), return_inverse=True)
+        self._slot = column("slot").to_numpy(np.int64)
+        sizes = [column(n).to_numpy(np.int64) for n in ("channels", "size_x", "size_y", "size_z")]
+        self._shape = np.stack(sizes, axis=1)
+        dtypes, self._dtype = np.unique(column("dtype").to_numpy(str), return_inverse=True)
         self._dtypes = [str(d) for d in dtypes]
-        self._scale = obs[["slope", "intercept"]].to_numpy(np.float64)
-        self._ids = strings(obs.index)
-        self._subjects = strings(obs[SUBJECT])
+        self._scale = np.stack([column(n).to_numpy(np.float64) for n in ("slope", "intercept")], axis=1)
+        self._ids = strings(ids)
+        self._subjects = strings(column(SUBJECT))
         self._token = token
 
     def __len__(self) -> int:

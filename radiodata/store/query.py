@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from radiodata.store.cohort import Cohort
     from radiodata.store.collection import VolumeCollection
+    from radiodata.store.layers import Layers
 
 
 def subjects_where(cohort: Cohort, text: str) -> NDArray[np.bool_]:
@@ -30,25 +31,25 @@ def subjects_where(cohort: Cohort, text: str) -> NDArray[np.bool_]:
     ExpressionError
         When the text is no expression, names no column, or one of a collection with several volumes of a subject.
     """
-    obs_meta = cohort.obs_meta
+    subjects = cohort._index
 
     def column(name: str) -> pd.Series[Any]:
         if name == SUBJECT:
-            return pd.Series(obs_meta.index, obs_meta.index)
-        if name in obs_meta.columns:
-            return obs_meta[name]
+            return pd.Series(subjects, subjects)
+        if name in cohort.columns:
+            return cohort._column(name)
         collection, _, of_volume = name.partition(".")
         if collection not in cohort or of_volume not in {OBS_ID, *cohort[collection].columns}:
             raise KeyError(name)
-        return _by_subject(cohort[collection], of_volume, obs_meta.index)
+        return _by_subject(cohort[collection], of_volume, subjects)
 
-    held = [SUBJECT, *map(str, obs_meta.columns)]
+    held = [SUBJECT, *cohort.columns]
     held += [f"{c}.{n}" for c in cohort.collections for n in (OBS_ID, *cohort[c].columns)]
     return _mask(text, column, held, len(cohort))
 
 
-def volumes_where(obs: pd.DataFrame, obs_meta: pd.DataFrame, text: str) -> NDArray[np.bool_]:
-    """Volumes of a table `obs` for which an expression holds, bool, shape ``(volumes,)``.
+def volumes_where(collection: VolumeCollection, text: str) -> NDArray[np.bool_]:
+    """Volumes of a collection for which an expression holds, bool, shape ``(volumes,)``.
 
     Columns are those of `obs`, ``obs_id``, and where `obs` has none of the name those of the volume's subject.
 
@@ -57,19 +58,20 @@ def volumes_where(obs: pd.DataFrame, obs_meta: pd.DataFrame, text: str) -> NDArr
     ExpressionError
         When the text is no expression, or names no column.
     """
+    obs_meta = collection._snapshot.obs_meta
 
     def column(name: str) -> pd.Series[Any]:
         if name == OBS_ID:
-            return pd.Series(obs.index, obs.index)
-        if name in obs.columns:
-            return obs[name]
-        return obs_meta[name].reindex(pd.Index(obs[SUBJECT].to_numpy(object)))
+            return pd.Series(collection._index, collection._index)
+        if name in collection.columns:
+            return collection._column(name)
+        return obs_meta.column(name).iloc[collection._subject_rows]
 
-    held = [OBS_ID, *map(str, obs.columns), *map(str, obs_meta.columns)]
-    return _mask(text, column, held, len(obs))
+    held = [OBS_ID, *collection.columns, *obs_meta.columns]
+    return _mask(text, column, held, len(collection))
 
 
-def rows_where(obs_meta: pd.DataFrame, text: str) -> NDArray[np.bool_]:
+def rows_where(obs_meta: Layers, text: str) -> NDArray[np.bool_]:
     """Subjects of a table `obs_meta` for which an expression holds, bool, shape ``(subjects,)``.
 
     Raises
@@ -79,9 +81,9 @@ def rows_where(obs_meta: pd.DataFrame, text: str) -> NDArray[np.bool_]:
     """
 
     def column(name: str) -> pd.Series[Any]:
-        return pd.Series(obs_meta.index, obs_meta.index) if name == SUBJECT else obs_meta[name]
+        return pd.Series(obs_meta.index, obs_meta.index) if name == SUBJECT else obs_meta.column(name)
 
-    return _mask(text, column, [SUBJECT, *map(str, obs_meta.columns)], len(obs_meta))
+    return _mask(text, column, [SUBJECT, *obs_meta.columns], len(obs_meta))
 
 
 def _mask(text: str, column: Callable[[str], pd.Series[Any]], held: list[str], n: int) -> NDArray[np.bool_]:
@@ -93,9 +95,8 @@ def _mask(text: str, column: Callable[[str], pd.Series[Any]], held: list[str], n
 
 
 def _by_subject(collection: VolumeCollection, name: str, subjects: pd.Index[Any]) -> pd.Series[Any]:
-    obs = collection.obs
-    values = pd.Series(obs.index) if name == OBS_ID else obs[name]
-    column = pd.Series(values.array, pd.Index(obs[SUBJECT].to_numpy(object)))
+    values = pd.Series(collection._index) if name == OBS_ID else collection._column(name)
+    column = pd.Series(values.array, pd.Index(collection._column(SUBJECT).to_numpy(object)))
     if not column.index.is_unique:
         twice = column.index[column.index.duplicated()][0]
         raise ExpressionError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from radiodata.store.columns import Column
+from radiodata.store.layers import Layers
 from radiodata.store.layout import join
 from radiodata.store.record import Segment, TableState
-from radiodata.store.table import create_table, read_table, write_rows
+from radiodata.store.table import create_table, read_raw, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,83 +41,21 @@ def read_state(
     uri: str, table: TableState, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Rows of a table (all columns, or those named), sorted by id, with the dtypes of its columns."""
-    held = [c for c in table.columns if columns is None or c.name in columns]
-    names = [c.name for c in held]
-    if len(table.segments) == 1 and set(table.segments[0].names) >= set(names):
-        frame = _read(uri, table.segments[0], index, names, ctx)
-    else:
-        frame = _layered(uri, table.segments, index, held, ctx)
-    if columns is not None:
-        frame = frame[[name for name in columns if name in names]]
-    return _categorical(frame, held)
+    return open_state(uri, table, index, ctx, columns).frame
 
 
-def _read(uri: str, segment: Segment, index: str, names: Sequence[str], ctx: tiledb.Ctx) -> pd.DataFrame:
-    return read_table(join(uri, segment.path), index, ctx, [n for n in names if n in segment.names])
-
-
-def _layered(
-    uri: str, segments: Sequence[Segment], index: str, columns: Sequence[Column], ctx: tiledb.Ctx
-) -> pd.DataFrame:
-    names = [c.name for c in columns]
-    nothing = pd.Index([], dtype=object, name=index)
-    rows = pd.DataFrame(_typed({}, columns, nothing), nothing)
-    for segment in segments:
-        frame = _read(uri, segment, index, names, ctx)
-        if segment.kind == "removed":
-            rows = rows[~rows.index.isin(frame.index)]
-        elif segment.kind == "rows":
-            whole = pd.DataFrame(_typed(dict(frame.items()), columns, frame.index), frame.index)
-            left = rows[~rows.index.isin(whole.index)]
-            rows = pd.concat([left, whole]) if len(left.index) else whole  # empty: also where it has no columns
-        else:
-            rows = _over(rows, frame)
-    return rows.sort_index(kind="stable").rename_axis(index)
-
-
-def _over(rows: pd.DataFrame, patch: pd.DataFrame) -> pd.DataFrame:
-    """Rows with some columns of theirs replaced."""
-    at = rows.index.get_indexer(patch.index)
-    known, columns = at >= 0, dict(rows.items())
-    for name, new in patch.items():
-        column = columns[name].copy()
-        column.iloc[at[known]] = new.array[known]
-        columns[name] = column
-    return pd.DataFrame(columns, index=rows.index, columns=rows.columns)
-
-
-_EMPTY: dict[str, Any] = {
-    "int": "Int64",
-    "float": "float64",
-    "bool": "boolean",
-    "string": "string",
-    "datetime": "datetime64[ns]",
-}
-
-
-def _typed(given: dict[Any, Any], columns: Sequence[Column], index: pd.Index[Any]) -> dict[str, Any]:
-    """Columns in order; those that are not given are null."""
-    return {
-        c.name: given[c.name] if c.name in given else pd.Series(None, index, dtype=_EMPTY.get(c.kind, object))
-        for c in columns
-    }
-
-
-def typed(values: pd.Series[Any], kind: str) -> pd.Series[Any]:
-    """Values of a column as another kind holds them."""
-    return values.astype(_EMPTY[kind])
-
-
-def _categorical(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    kinds = {c.name: c for c in columns if c.categories is not None}
-    if not kinds:
-        return frame
-    made = {name: frame[name].astype(pd.CategoricalDtype(_of_kind(c), ordered=c.ordered)) for name, c in kinds.items()}
-    return frame.assign(**made)
-
-
-def _of_kind(column: Column) -> Any:
-    return pd.Index(pd.array(list(column.categories or ()), dtype=_EMPTY[column.kind]))
+def open_state(
+    uri: str, table: TableState, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None = None
+) -> Layers:
+    """Read a table (all columns, or those named), and decode nothing but ids."""
+    held = {c.name: c for c in table.columns}
+    asked = [held[n] for n in (held if columns is None else columns) if n in held]
+    read = []
+    for segment in table.segments:
+        names = [c.name for c in asked if c.name in segment.names]
+        if segment.kind != "columns" or names:
+            read.append((segment, read_raw(join(uri, segment.path), index, ctx, names)))
+    return Layers(index, asked, read)
 
 
 def due(segments: Sequence[Segment]) -> int:

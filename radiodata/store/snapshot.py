@@ -8,22 +8,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import pandas as pd
+import numpy as np
 
 from radiodata.store import commits, layout
 from radiodata.store.context import context
 from radiodata.store.obs import OBS_ID, RUN, SUBJECT
-from radiodata.store.segments import read_state
+from radiodata.store.segments import open_state
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    import numpy as np
     import tiledb
     from numpy.typing import NDArray
 
     from radiodata.store.config import ReadConfig
-    from radiodata.store.record import CollectionState, Record
+    from radiodata.store.layers import Layers
+    from radiodata.store.record import CollectionState, Record, TableState
+
+
+_LARGE = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,24 @@ class Snapshot:
     uri: str
     config: ReadConfig
     record: Record
-    obs_meta: pd.DataFrame
-    obs: dict[str, pd.DataFrame]
+    obs_meta: Layers
+    obs: dict[str, Layers]
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _subject_of: dict[str, NDArray[np.intp]] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def subject_of(self) -> dict[str, NDArray[np.intp]]:
-        """Position in `obs_meta` of the subject of each volume, by collection."""
-        return {n: self.obs_meta.index.get_indexer(pd.Index(t[SUBJECT].to_numpy(object))) for n, t in self.obs.items()}
+    def _subjects(self) -> dict[str, int]:
+        return {subject: at for at, subject in enumerate(self.obs_meta.ids.tolist())}
+
+    def subject_of(self, name: str) -> NDArray[np.intp]:
+        """Position in `obs_meta` of the subject of each volume of a collection."""
+        if name not in self._subject_of:
+            subjects = self.obs[name].texts(SUBJECT).tolist()
+            if subjects == self.obs_meta.ids.tolist():  # one of each: no need to look them up
+                self._subject_of[name] = np.arange(len(subjects))
+            else:
+                self._subject_of[name] = np.fromiter(map(self._subjects.__getitem__, subjects), np.intp, len(subjects))
+        return self._subject_of[name]
 
     def state(self, name: str) -> CollectionState:
         """State of a collection."""
@@ -79,12 +92,15 @@ def open_snapshot(uri: str, config: ReadConfig, at: int | str | datetime | None 
 
 
 def _load(uri: str, config: ReadConfig, record: Record) -> Snapshot:
-    ctx = context(config)
     with ThreadPoolExecutor(2) as pool:
-        obs_meta = pool.submit(read_state, uri, record.obs_meta, SUBJECT, ctx)
-        obs = {n: pool.submit(_volumes, uri, c, ctx) for n, c in record.collections.items()}
+        obs_meta = pool.submit(open_state, uri, record.obs_meta, SUBJECT, _context(record.obs_meta, config))
+        obs = {n: pool.submit(_volumes, uri, c, _context(c.obs, config)) for n, c in record.collections.items()}
         return Snapshot(uri, config, record, obs_meta.result(), {n: job.result() for n, job in obs.items()})
 
 
-def _volumes(uri: str, state: CollectionState, ctx: tiledb.Ctx) -> pd.DataFrame:
-    return read_state(uri, state.obs, OBS_ID, ctx, [n for n in state.obs.names if n != RUN])
+def _context(table: TableState, config: ReadConfig) -> tiledb.Ctx:
+    return context(config, large=max((s.rows for s in table.segments), default=0) > _LARGE)
+
+
+def _volumes(uri: str, state: CollectionState, ctx: tiledb.Ctx) -> Layers:
+    return open_state(uri, state.obs, OBS_ID, ctx, [n for n in state.obs.names if n != RUN])

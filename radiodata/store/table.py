@@ -74,6 +74,37 @@ class _Buffers:
     valid: NDArray[np.uint8] | None = None
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Rows as TileDB gives them, in no order of their own: a column or a cell is decoded when it is asked for."""
+
+    ids: pd.Index[str]
+    kinds: dict[str, str]
+    buffers: dict[str, _Buffers]
+
+    def take(self, name: str, rows: NDArray[np.intp]) -> Any:
+        """Values of a column in some rows, as an array of pandas."""
+        return _decode(self.buffers[name], self.kinds[name], rows)
+
+    def texts(self, name: str, rows: NDArray[np.intp]) -> NDArray[np.object_]:
+        """Strings of a column that holds no null, as objects: sooner than by way of pandas."""
+        return _objects(_texts(self.buffers[name]))[rows]
+
+    def cell(self, name: str, row: int) -> Any:
+        """One value."""
+        raw, kind = self.buffers[name], self.kinds[name]
+        if raw.valid is not None and len(raw.valid) and not raw.valid[row]:
+            return pd.NaT if kind == "datetime" else np.nan if kind == "float" else pd.NA
+        if kind in ("string", *_LISTS):
+            end = raw.offsets[row + 1] if row + 1 < len(raw.offsets) else raw.data.nbytes
+            data = raw.data[int(raw.offsets[row]) : int(end)]
+            if kind in ("string", "bytes"):
+                return data.tobytes() if kind == "bytes" else data.tobytes().decode()
+            return data.view(_DTYPES[kind])
+        value = raw.data.view(_DTYPES[kind])[row]
+        return pd.Timestamp(value) if kind == "datetime" else np.bool_(value) if kind == "bool" else value
+
+
 def create_table(uri: str, index: str, columns: Sequence[Column], ctx: tiledb.Ctx) -> None:
     """Create an empty table whose rows are found by the string column `index`."""
     zstd = filter_list(["zstd:3"], ctx)
@@ -168,10 +199,35 @@ def read_table(
     StoreError
         When it cannot be read.
     """
+    raw = read_raw(uri, index, ctx, columns, ids=ids)
+    order = sorted_rows(raw.ids)
+    return pd.DataFrame({name: raw.take(name, order) for name in raw.kinds}, index=raw.ids[order])
+
+
+def read_raw(
+    uri: str,
+    index: str,
+    ctx: tiledb.Ctx,
+    columns: Sequence[str] | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+) -> Raw:
+    """Read a table as ``read_table`` does, and decode nothing but ids.
+
+    Raises
+    ------
+    StoreError
+        When it cannot be read.
+    """
     try:
         return patiently(lambda: _read(uri, index, ctx, columns, ids))
     except tiledb.TileDBError as error:
         raise StoreError(f"cannot read the table {uri}: {error}") from error
+
+
+def sorted_rows(ids: pd.Index[str]) -> NDArray[np.intp]:
+    """Positions of the rows, in the order of their ids."""
+    return np.argsort(ids.to_numpy(object), kind="stable")
 
 
 def read_ragged(
@@ -190,17 +246,14 @@ def read_ragged(
         raise StoreError(f"cannot read the table {uri}: {error}") from error
 
 
-def _read(
-    uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None, wanted: Sequence[str] | None
-) -> pd.DataFrame:
+def _read(uri: str, index: str, ctx: tiledb.Ctx, columns: Sequence[str] | None, wanted: Sequence[str] | None) -> Raw:
     with tiledb.open(uri, ctx=ctx) as array:
         kinds = _kinds(array.schema)
         names = list(columns) if columns is not None else list(kinds)
         raw = _query(array, index, names, ctx, wanted)
-    ids = _ids(raw[index], index, encoded=_ID not in raw)
-    order = np.argsort(ids.to_numpy(object), kind="stable")
-    frame = {name: _decode(raw[name], kinds[name], order) for name in names}
-    return pd.DataFrame(frame, index=ids[order])
+    return Raw(
+        _ids(raw[index], index, encoded=_ID not in raw), {n: kinds[n] for n in names}, {n: raw[n] for n in names}
+    )
 
 
 def _read_ragged(
@@ -268,12 +321,13 @@ def _kind_of(attr: tiledb.Attr) -> str:
 def _decode(raw: _Buffers, kind: str, order: NDArray[np.int64]) -> Any:
     if kind in _LISTS:
         return _decode_lists(raw, kind)[order]
-    known = np.ones(len(order), bool) if raw.valid is None or not len(raw.valid) else raw.valid.astype(bool)
+    null = raw.valid is not None and len(raw.valid) > 0
+    mask = raw.valid[order] == 0 if null else np.zeros(len(order), bool)  # type: ignore[index]
     if kind == "string":
-        cells = _objects(_texts(raw))
-        cells[~known] = None
-        return pd.array(cells[order], dtype="string")
-    data, mask = raw.data.view(_DTYPES[kind])[order], ~known[order]
+        cells = _objects(_texts(raw))[order]
+        cells[mask] = None
+        return pd.array(cells, dtype="string")
+    data = raw.data.view(_DTYPES[kind])[order]
     if kind == "float":
         return np.where(mask, np.nan, data)
     if kind == "datetime":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    from radiodata.store.layers import Layers
 
 V = TypeVar("V", bound="View[Any]")
 R = TypeVar("R")
@@ -30,7 +33,7 @@ class View(ABC, Generic[R]):
 
     @property
     @abstractmethod
-    def _table(self) -> pd.DataFrame:
+    def _table(self) -> Layers:
         """The whole table."""
 
     @property
@@ -56,12 +59,31 @@ class View(ABC, Generic[R]):
     @property
     def ids(self) -> list[str]:
         """Ids of the rows, in order."""
-        return [str(i) for i in self._table.index.to_numpy(object)[self._rows]]
+        return list(self._table.ids[self._rows])
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns of the table."""
-        return [str(name) for name in self._table.columns]
+        return self._table.columns
+
+    def _column(self, name: str) -> pd.Series[Any]:
+        """One column, of the rows of this view."""
+        column = self._table.column(name)
+        return column if self._whole else column.iloc[self._rows]
+
+    @property
+    def _index(self) -> pd.Index[str]:
+        return self._table.index if self._whole else self._table.index[self._rows]
+
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        """The table of this view; nobody changes it."""
+        return self._table.frame if self._whole else self._table.frame.iloc[self._rows]
+
+    @property
+    @abstractmethod
+    def _whole(self) -> bool:
+        """Whether it holds every row, in order."""
 
     @property
     def loc(self: V) -> _Loc[V, R]:
