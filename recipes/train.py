@@ -11,6 +11,7 @@ lies in ``runs/<name>/<date>_<time>``. Ctrl-C and SIGTERM end a run after its cu
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -66,6 +67,7 @@ def train(cfg: DictConfig, run_dir: Path) -> Trainer:
     data = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
+    log_data(data, run_dir)
     model = instantiate(cfg.model, num_classes=data.num_classes, _convert_="all")
     stop = StopOnSignal()
     trainer: Trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
@@ -84,6 +86,14 @@ def train(cfg: DictConfig, run_dir: Path) -> Trainer:
             print(f"stopped; go on with ckpt_path={run_dir}/checkpoints/last.ckpt", flush=True)
         sys.exit(1)
     return trainer
+
+
+def log_data(data: Any, run_dir: Path) -> None:
+    """Write down what is trained on: ``data.demand=HASH`` refuses anything else."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if rank_zero_only.rank == 0 and hasattr(data, "manifest"):
+        (run_dir / "data.json").write_text(json.dumps(data.manifest.to_dict(), indent=2) + "\n")
 
 
 def loggers(run_dir: Path) -> list[Logger]:

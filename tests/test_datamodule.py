@@ -16,7 +16,7 @@ import pytest
 import torch
 from small import small_cohort
 
-from radiodata.errors import ConfigError, PlanError
+from radiodata.errors import ConfigError, PlanError, StateMismatchError
 from radiodata.lightning import RadiologyDataModule, window_of
 from radiodata.sampling import Column, Fractions, KFold
 from radiodata.store import Cohort
@@ -179,3 +179,11 @@ def test_refusals(cohort: Cohort) -> None:
         module(cohort).test_dataloader()
     with pytest.raises(PlanError, match="no column 'fold'"):
         module(cohort, split=Column("fold")).setup()
+
+
+def test_other_data_than_were_demanded_are_refused(cohort: Cohort) -> None:
+    held = module(cohort).manifest
+    assert (held.hash, held.subjects) == (cohort.freeze().hash, len(cohort))
+    module(cohort, demand=held.hash).setup()
+    with pytest.raises(StateMismatchError, match="not the one that was demanded"):
+        module(cohort, demand="0" * 32).setup()

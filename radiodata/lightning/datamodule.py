@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from radiodata.sampling import Policy, Split
+    from radiodata.store import Manifest
 
 
 class RadiologyDataModule(LightningDataModule):
@@ -54,12 +55,16 @@ class RadiologyDataModule(LightningDataModule):
     multiprocessing_context, pin_memory
         As for ``PatchLoader``; memory is pinned by default where CUDA is there.
     read
-        How TileDB reads.
+        How TileDB reads; by default as the environment says (see ``ReadConfig``).
+    demand
+        Hash of a manifest (``manifest.hash``): train on what had it, or not at all.
 
     Raises
     ------
     ConfigError, PlanError
         When a setting cannot be used or the cohort cannot give what is asked.
+    StateMismatchError
+        When the cohort is not what `demand` says.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class RadiologyDataModule(LightningDataModule):
         multiprocessing_context: Any = None,
         pin_memory: bool | None = None,
         read: ReadConfig | None = None,
+        demand: str | None = None,
     ) -> None:
         super().__init__()
         check_normalization(normalize)
@@ -101,7 +107,7 @@ class RadiologyDataModule(LightningDataModule):
         }
         pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._loading: dict[str, Any] = {"multiprocessing_context": multiprocessing_context, "pin_memory": pin}
-        self._read = read
+        self._read, self._demand = read, demand
         self._cohort: Cohort | None = None
         self._window: Window | None = None
         self._train: PatchLoader | None = None
@@ -121,8 +127,13 @@ class RadiologyDataModule(LightningDataModule):
     def cohort(self) -> Cohort:
         """The whole cohort, opened on first use."""
         if self._cohort is None:
-            self._cohort = Cohort(self.uri, config=self._read)
+            self._cohort = Cohort(self.uri, config=self._read, demand=self._demand)
         return self._cohort
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the cohort holds, to be logged with a run; its hash changes with any voxel, grid or table value."""
+        return self.cohort.freeze()
 
     @property
     def num_classes(self) -> int:
