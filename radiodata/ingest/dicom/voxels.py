@@ -1,0 +1,134 @@
+"""Voxels of a stack: frames decoded one after another, rescaled exactly, with the axes of NIfTI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from radiodata.geometry import ras_transform, reorient, reorient_affine
+from radiodata.ingest.dicom.scan import DicomError, read_dataset
+from radiodata.ingest.nifti import exact
+
+if TYPE_CHECKING:
+    import pydicom
+
+    from radiodata._typing import Affine, Voxels
+    from radiodata.ingest.dicom.frames import Frame
+    from radiodata.ingest.dicom.stacks import Stack
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """Voxels of a stack.
+
+    Attributes
+    ----------
+    voxels
+        ``(channel, x, y, z)``, C order.
+    slope, intercept
+        Physical value = stored * slope + intercept; 1 and 0 where the voxels are physical values.
+    """
+
+    voxels: Voxels
+    slope: float
+    intercept: float
+    affine: Affine
+    source_dtype: str
+
+
+def load(stack: Stack, *, orient: str | None = "RAS") -> DicomVolume:
+    """Decode a stack.
+
+    Parameters
+    ----------
+    orient
+        ``"RAS"`` flips and permutes the axes to the closest RAS+; ``None`` keeps columns, rows and slices.
+
+    Raises
+    ------
+    DicomError
+        When a file is damaged, or its decoder is not installed.
+    """
+    files = _Files()
+    scales = {(f.slope, f.intercept) for channel in stack.frames for f in channel}
+    planes = [[files.plane(frame) for frame in channel] for channel in stack.frames]
+    dtypes = {plane.dtype for channel in planes for plane in channel}
+    if len(scales) == 1:
+        (scale,) = scales
+        stored = np.stack([np.stack(channel) for channel in planes]).astype(np.result_type(*dtypes), copy=False)
+        values, slope, intercept = exact(stored.ravel(), *scale)
+        cube: Voxels = values.reshape(stored.shape)
+    else:
+        pairs = zip(planes, stack.frames, strict=True)
+        cube = np.stack([np.stack([_rescaled(p, f) for p, f in zip(*both, strict=True)]) for both in pairs])
+        slope, intercept = 1.0, 0.0
+    if cube.ndim == 5:  # colours are channels
+        cube = np.moveaxis(cube, -1, 1).reshape(-1, *cube.shape[1:4])
+    voxels, affine = np.ascontiguousarray(cube.transpose(0, 3, 2, 1)), stack.affine
+    if orient == "RAS":
+        turn = ras_transform(affine)
+        affine = reorient_affine(affine, turn, voxels.shape[1:])
+        voxels = np.ascontiguousarray(reorient(voxels, turn))
+    return DicomVolume(voxels, slope, intercept, affine, "/".join(sorted(str(d) for d in dtypes)))
+
+
+def _rescaled(plane: Voxels, frame: Frame) -> Voxels:
+    return (plane * np.float64(frame.slope) + frame.intercept).astype(np.float32)
+
+
+class _Files:
+    """The file that was opened last: frames of one follow each other."""
+
+    def __init__(self) -> None:
+        self._source: Any = None
+        self._data: pydicom.Dataset | None = None
+        self._frames: dict[int, Voxels] = {}
+
+    def plane(self, frame: Frame) -> Voxels:
+        """Stored values of a frame, ``(row, column)``, or ``(row, column, colour)``."""
+        if frame.source != self._source:
+            self._source, self._data = frame.source, read_dataset(frame.source, pixels=True)
+            self._frames = {}
+        if frame.index not in self._frames:
+            self._frames = {frame.index: _decoded(self._data, frame)}
+        whole = self._frames[frame.index]
+        if frame.tile is None:
+            return whole
+        row, column = frame.tile
+        return whole[row : row + frame.shape[0], column : column + frame.shape[1]]
+
+
+def _decoded(data: Any, frame: Frame) -> Voxels:
+    from pydicom.pixels.utils import pixel_array
+
+    if "PixelData" not in data and "FloatPixelData" not in data and "DoubleFloatPixelData" not in data:
+        raise DicomError(f"{frame.source} holds no pixels")
+    try:
+        several = int(data.get("NumberOfFrames") or 1) > 1
+        plane = pixel_array(data, index=frame.index if several else None)
+    except (RuntimeError, NotImplementedError) as error:
+        raise DicomError(_lacking(frame, data, error)) from error
+    except (ValueError, AttributeError, EOFError, OSError, KeyError, IndexError, TypeError) as error:
+        raise DicomError(f"{frame.source}: its pixels cannot be decoded: {error}") from error
+    told = int(data.get("Rows")), int(data.get("Columns"))
+    if plane.shape[:2] != told:
+        raise DicomError(f"{frame.source}: its pixels are {plane.shape}, and its header tells of {told}")
+    return _without_overlays(plane, data)
+
+
+def _without_overlays(plane: Voxels, data: Any) -> Voxels:
+    """Drop overlays that lie in the unused bits of voxels, as scanners of the nineties wrote them."""
+    inside = [g for g in range(0x6000, 0x6020, 2) if (g, 0x0102) in data and (g, 0x3000) not in data]
+    stored, high = int(data.get("BitsStored") or 0), int(data.get("HighBit") or 0)
+    bits = plane.dtype.itemsize * 8
+    if plane.dtype.kind == "f" or not stored or stored >= bits or not any(data[g, 0x0102].value for g in inside):
+        return plane
+    return (plane << (bits - 1 - high)) >> (bits - stored)
+
+
+def _lacking(frame: Frame, data: Any, error: Exception) -> str:
+    syntax = getattr(getattr(data, "file_meta", None), "TransferSyntaxUID", None)
+    name = getattr(syntax, "name", str(syntax))
+    return f"{frame.source}: no decoder of {name} could read it ({error}): pip install 'radiodata[dicom]'"
