@@ -200,7 +200,7 @@ def test_headers_that_make_no_sense_are_refused_by_file(tmp_path: Path, name: st
 def test_what_is_cut_short_is_refused_by_file(tmp_path: Path) -> None:
     made = dicom.series(tmp_path)
     made.files[3].write_bytes(made.files[3].read_bytes()[:-20])
-    with pytest.raises(DicomError, match=f"{made.files[3].name}: its pixels cannot be decoded: .*less than expected"):
+    with pytest.raises(DicomError, match=f"{made.files[3].name}: its pixels cannot be decoded .*less than expected"):
         load(only(tmp_path))
 
 

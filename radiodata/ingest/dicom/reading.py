@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from radiodata.errors import Problem
 from radiodata.ingest.dicom.frames import frames_of
-from radiodata.ingest.dicom.scan import DicomError, find, read_headers
+from radiodata.ingest.dicom.scan import DicomError, find, parsing, read_headers
 from radiodata.ingest.dicom.stacks import stacks_of
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def read_series(*roots: str | Path, irregular: Irregular = "refuse", workers: in
     first: dict[str, pydicom.Dataset] = {}
     for header in headers:
         try:
-            uid = str(header.dataset.get("SeriesInstanceUID") or f"none, in {header.source.path.parent}")
-            frames[uid].extend(frames_of(header))
+            with parsing("its header makes no sense"):
+                uid = str(header.dataset.get("SeriesInstanceUID") or f"none, in {header.source.path.parent}")
+                frames[uid].extend(frames_of(header))
             first.setdefault(uid, header.dataset)
         except DicomError as error:
             problems.append(Problem(str(header.source), str(error)))

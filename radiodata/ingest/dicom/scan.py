@@ -6,9 +6,10 @@ import io
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from radiodata.errors import ConfigError, Problem, RadiodataError
 
@@ -127,6 +128,23 @@ def _read(source: Source) -> Header | Problem:
     return Header(source, dataset)
 
 
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Tell what went wrong with a damaged file in an error of ours: parsers and decoders raise all kinds.
+
+    Raises
+    ------
+    DicomError
+        For every exception, with it as the cause.
+    """
+    try:
+        yield
+    except DicomError:
+        raise
+    except Exception as error:
+        raise DicomError(f"{what} ({type(error).__name__}: {error})") from error
+
+
 def read_dataset(source: Source, *, pixels: bool = False) -> pydicom.Dataset:
     """Read a file, without its pixels unless asked for.
 
@@ -136,20 +154,12 @@ def read_dataset(source: Source, *, pixels: bool = False) -> pydicom.Dataset:
         When it is no DICOM file, or a damaged one.
     """
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
-    try:
-        with source.open() as file:
-            head = file.read(132)
-            file.seek(0)
-            bare = head[128:132] != b"DICM"
-            dataset = pydicom.dcmread(file, force=bare, stop_before_pixels=not pixels) if _plausible(head) else None
-            _decoded(dataset)
-    except DicomError:
-        raise
-    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, NotImplementedError, AttributeError, TypeError,
-            OverflowError, MemoryError, RecursionError, zipfile.BadZipFile, tarfile.TarError) as error:  # fmt: skip
-        raise DicomError(f"cannot be read as DICOM ({type(error).__name__}: {error})") from error
+    with parsing("cannot be read as DICOM"), source.open() as file:
+        head = file.read(132)
+        file.seek(0)
+        bare = head[128:132] != b"DICM"
+        dataset = pydicom.dcmread(file, force=bare, stop_before_pixels=not pixels) if _plausible(head) else None
     if dataset is None:
         raise DicomError("is no DICOM file")
     if dataset.get("SOPClassUID") == "1.2.840.10008.1.3.10":
@@ -160,16 +170,3 @@ def read_dataset(source: Source, *, pixels: bool = False) -> pydicom.Dataset:
 def _plausible(head: bytes) -> bool:
     """Whether a file begins with the preamble, or as a data set does: a small group, in either byte order."""
     return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
-
-
-def _decoded(dataset: Any) -> None:
-    """Look at what decides, so that values that cannot be decoded are noticed here."""
-    for name in (
-        "Rows",
-        "Columns",
-        "NumberOfFrames",
-        "ImagePositionPatient",
-        "ImageOrientationPatient",
-        "PixelSpacing",
-    ):
-        getattr(dataset, name, None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from radiodata.geometry import ras_transform, reorient, reorient_affine
-from radiodata.ingest.dicom.scan import DicomError, read_dataset
+from radiodata.ingest.dicom.scan import DicomError, parsing, read_dataset
 from radiodata.ingest.nifti import exact
 
 if TYPE_CHECKING:
@@ -103,19 +103,22 @@ class _Files:
 def _decoded(data: Any, frame: Frame) -> Voxels:
     from pydicom.pixels.utils import pixel_array
 
-    if "PixelData" not in data and "FloatPixelData" not in data and "DoubleFloatPixelData" not in data:
+    if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise DicomError(f"{frame.source} holds no pixels")
-    try:
+    with parsing(f"{frame.source}: its pixels cannot be decoded"):
         several = int(data.get("NumberOfFrames") or 1) > 1
-        plane = pixel_array(data, index=frame.index if several else None)
-    except (RuntimeError, NotImplementedError) as error:
-        raise DicomError(_lacking(frame, data, error)) from error
-    except (ValueError, AttributeError, EOFError, OSError, KeyError, IndexError, TypeError) as error:
-        raise DicomError(f"{frame.source}: its pixels cannot be decoded: {error}") from error
+        try:
+            plane = pixel_array(data, index=frame.index if several else None)
+        except (RuntimeError, NotImplementedError) as error:
+            raise DicomError(_lacking(frame, data, error)) from error
+        return _without_overlays(_whole(plane, data, frame), data)
+
+
+def _whole(plane: Voxels, data: Any, frame: Frame) -> Voxels:
     told = int(data.get("Rows")), int(data.get("Columns"))
     if plane.shape[:2] != told:
         raise DicomError(f"{frame.source}: its pixels are {plane.shape}, and its header tells of {told}")
-    return _without_overlays(plane, data)
+    return plane
 
 
 def _without_overlays(plane: Voxels, data: Any) -> Voxels:
