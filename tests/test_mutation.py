@@ -357,3 +357,32 @@ def test_the_only_columns_are_replaced_and_dropped(make_files: MakeFiles, tmp_pa
     assert (cohort.subjects, list(cohort.obs_meta.columns)) == (everyone, [])
     cohort = cohort.remove(subjects="s001").update_obs_meta(pd.DataFrame({"sex": ["F", "M"]}, ["s000", "s002"]))
     assert cohort.obs_meta["sex"].to_dict() == {"s000": "F", "s002": "M"}
+
+
+def test_one_row_is_as_in_the_whole_table(make_files: MakeFiles, tmp_path: Path) -> None:
+    cohort = Cohort.from_niftis(tmp_path / "c", make_files(3), tiling=8)
+    ids = cohort.CT.ids
+    wide = pd.DataFrame(
+        {
+            "n": pd.array([1, None, -(2**62)], "Int64"),
+            "x": [0.5, np.nan, np.inf],
+            "text": pd.array(["ä'\"", None, ""], "string"),
+            "yes": pd.array([True, None, False], "boolean"),
+            "day": pd.to_datetime(["2020-01-02 03:04", None, "1900-01-01 00:00"]),
+            "grade": pd.Categorical(["low", None, "high"], ["low", "high"], ordered=True),
+        },
+        ids,
+    )
+    several = cohort.update_obs("CT", wide).update_obs("CT", pd.DataFrame({"n": [7]}, [ids[1]]))
+    for held in (several, several.optimize(), Cohort(tmp_path / "c")):
+        whole = held.CT.obs
+        for at, obs_id in enumerate(ids):
+            one, row = held.CT.iloc[at].obs, whole.iloc[at]
+            assert (one.name, list(one.index)) == (obs_id, list(row.index))
+            for name in row.index:
+                mine, theirs = one[name], row[name]
+                if isinstance(theirs, np.ndarray):
+                    np.testing.assert_array_equal(mine, theirs)
+                else:
+                    assert pd.isna(mine) == pd.isna(theirs), name
+                    assert pd.isna(mine) or (mine == theirs and type(mine) is type(theirs)), name

@@ -146,16 +146,18 @@ class Layers:
         return pd.DataFrame({name: self.column(name) for name in self._kinds}, index=self.index, columns=self.columns)
 
     def row(self, at: int) -> pd.Series[Any]:
-        """One row, by its position; of columns that were not decoded, this row alone is."""
+        """One row, by its position; it alone is decoded where that is all there is to it."""
         number, inside = int(self._owner[at]), int(self._at[at])
         segment, raw = self._segments[number]
         cells = np.empty(len(self._kinds), object)
         for n, (name, column) in enumerate(self._kinds.items()):
-            if name in self._decoded or column.categories is not None or self._patches or name not in segment.names:
-                cells[n] = self.column(name).iloc[at]
-            else:
-                cells[n] = raw.cell(name, inside)
+            plain = name in segment.names and name not in self._patched and column.categories is None
+            cells[n] = raw.cell(name, inside) if plain else self.column(name).iloc[at]
         return pd.Series(cells, index=self._labels, name=self.index[at])
+
+    @cached_property
+    def _patched(self) -> set[str]:
+        return {name for number, rows, _ in self._patches if len(rows) for name in self._segments[number][0].names}
 
     @cached_property
     def _labels(self) -> pd.Index[str]:
