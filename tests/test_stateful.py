@@ -436,6 +436,6 @@ def test_a_cohort_is_what_a_plain_model_of_it_says() -> None:
 
 @pytest.mark.slow
 def test_a_cohort_is_what_a_plain_model_of_it_says_for_thousands_of_steps() -> None:
-    run(70 if os.environ.get("CI") else 8, 50)
+    run(60 if os.environ.get("CI") else 8, 50)
     if os.environ.get("CI"):
         assert CohortMachine.steps >= 2000
