@@ -129,7 +129,7 @@ def moments(many: int, seed: int) -> Iterator[float]:
 @pytest.mark.parametrize(
     ("what", "many"),
     [(what, 2) for what in ("append", "write", "remove")]
-    + [pytest.param(what, many, marks=pytest.mark.slow) for what, many in ROUNDS.items()],
+    + [pytest.param(what, many, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]) for what, many in ROUNDS.items()],
 )
 def test_killed_at_any_moment_the_old_or_the_new_is_there(bench: Bench, tmp_path: Path, what: str, many: int) -> None:
     new, took = undisturbed(bench, what, tmp_path)
