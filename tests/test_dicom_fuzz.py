@@ -71,7 +71,7 @@ def test_damage_gives_an_error_or_voxels(tmp_path: Path) -> None:
                         assert str(error), "an error without a word"  # noqa: PT017
                         seen["refused"] += 1
                         continue
-                    assert volume.voxels.shape == (volume.voxels.shape[0], *np.shape(volume.voxels)[1:])
+                    assert sorted(volume.voxels.shape[1:]) == sorted(stack.shape[1:])
                     assert volume.voxels.nbytes < 1 << 24
                     assert np.isfinite(volume.affine).all()
                     seen["read"] += 1

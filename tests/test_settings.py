@@ -167,3 +167,11 @@ def test_a_dtype_is_kept_to_where_no_value_changes(tmp_path: Path) -> None:
     with pytest.raises(IngestError, match=r"b\.nii.*\(float32, .*\) would change as int16"):
         ingest_niftis(str(tmp_path / "ints"), {"CT": files}, config=StoreConfig(dtype="int16"))
     assert Cohort(tmp_path / "ints").subjects == ["a"]
+
+
+@pytest.mark.parametrize(("source", "dtype"), [("uint16", "int16"), ("int16", "uint16"), ("uint16", "uint8")])
+def test_values_that_would_wrap_around_are_refused(tmp_path: Path, source: str, dtype: str) -> None:
+    voxels = np.full((4, 5, 6), 40_000 if source == "uint16" else -5).astype(source)
+    path = save(voxels, np.eye(4), tmp_path / "CT" / "a.nii")
+    with pytest.raises(IngestError, match=f"would change as {dtype}"):
+        ingest_niftis(str(tmp_path / "cohort"), {"CT": [path]}, config=StoreConfig(dtype=dtype))

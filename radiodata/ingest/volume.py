@@ -124,7 +124,8 @@ def _as_policy(voxels: Voxels, dtype: str | None) -> Voxels:
     with np.errstate(over="ignore", invalid="ignore"):
         cast = voxels.astype(dtype)
         back = cast.astype(voxels.dtype)
-    if not np.array_equal(back, voxels, equal_nan=voxels.dtype.kind == "f"):
+    wrapped = ((cast < 0) != (voxels < 0)).any()  # 40000 as int16 is -25536, and comes back as 40000
+    if wrapped or not np.array_equal(back, voxels, equal_nan=voxels.dtype.kind == "f"):
         low, high = (float(v) for v in (voxels.min(), voxels.max()))
         raise ConfigError(
             f"its values ({voxels.dtype}, {low:g} to {high:g}) would change as {dtype}, which StoreConfig(dtype=...) "
