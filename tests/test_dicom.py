@@ -110,6 +110,17 @@ def test_copies_are_left_out_and_told(tmp_path: Path) -> None:
     assert "again.dcm" in stack.irregular[0] or made.files[0].name in stack.irregular[0]
 
 
+def test_times_that_share_one_uid_are_no_copies(tmp_path: Path) -> None:
+    for time in range(2):
+        for path in dicom.series(tmp_path / f"t{time}", AcquisitionNumber=time).files:
+            data = pydicom.dcmread(path)
+            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+            data.save_as(path)
+    stack = only(tmp_path)
+    assert stack.shape == (2, 6, 7, 5)
+    assert not stack.irregular
+
+
 def test_a_place_that_lies_there_twice_with_other_voxels_is_refused(tmp_path: Path) -> None:
     made = dicom.series(tmp_path)
     data = pydicom.dcmread(made.files[0])

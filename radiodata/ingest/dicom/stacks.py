@@ -108,21 +108,17 @@ def _stack(series: str, frames: Sequence[Frame]) -> Stack:
 
 
 def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], list[str]]:
-    """Frames, each once: a file that lies there twice has the same UID."""
+    """Frames, each once: a copy has the UID, place and numbers of the other; anonymous files may share a UID alone."""
     seen: dict[tuple[object, ...], Frame] = {}
     copies = []
     for frame in frames:
-        key = (frame.uid or str(frame.source), frame.index, frame.tile)
         place = None if frame.position is None else tuple(np.round(frame.position, 4))
-        if key in seen and seen[key].source != frame.source and place == _place(seen[key]):
+        key = (frame.uid or str(frame.source), frame.index, frame.tile, place, frame.order)
+        if key in seen:
             copies.append(str(frame.source))
         else:
-            seen[(*key, str(frame.source)) if key in seen else key] = frame
+            seen[key] = frame
     return list(seen.values()), [f"copies were left out: {copies[:5]}"] if copies else []
-
-
-def _place(frame: Frame) -> tuple[float, ...] | None:
-    return None if frame.position is None else tuple(np.round(frame.position, 4))
 
 
 def _placeless(series: str, frames: Sequence[Frame], irregular: list[str]) -> Stack:
