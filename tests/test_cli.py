@@ -47,7 +47,7 @@ def test_ingest_then_info(run, make_files: MakeFiles, tmp_path: Path) -> None:
     assert run("ingest", uri, *given(images), "--tiling", "8")[:2] == (0, f"0 subjects added, 2 were there: {uri}\n")
     code, out, _ = run("info", uri)
     assert code == 0
-    for word in (f"{uri}: 2 subjects, format 2", "CT", "seg", "int16", "uint8", "0, 1", "8, 8, 8", "20 x 22 x 17"):
+    for word in (f"{uri}: 2 subjects, format 3", "CT", "seg", "int16", "uint8", "0, 1", "8, 8, 8", "20 x 22 x 17"):
         assert word in out
 
 

@@ -6,23 +6,18 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import MakeFiles, ras_affine, save
 
-from radiodata.errors import ConfigError
-from radiodata.ingest.discover import (
-    SubjectFiles,
-    check_headers,
-    find_files,
-    group_subjects,
-    is_label_name,
-    misaligned,
-    subject_of,
-)
-from radiodata.ingest.nifti import NiftiHeader
+from radiodata.errors import ConfigError, Problem
+from radiodata.ingest.checks import check_grids, misaligned
+from radiodata.ingest.discover import find_files, group_subjects, is_label_name, subject_of
+from radiodata.ingest.items import Grid, Item, Subject
+from radiodata.ingest.nifti import NiftiFile
 
 
 @pytest.fixture
@@ -106,7 +101,7 @@ def test_everything_wrong_with_files_and_rows_is_said_at_once(tmp_path: Path) ->
     }
     table = pd.DataFrame({"age": [1, 2]}, index=["a", "ghost"])
     subjects, problems = group_subjects(images, None, table)
-    assert [s.subject for s in subjects] == ["a", "b", "c", "d"]
+    assert subjects == []  # each has a problem
     assert "no file matches" in why(problems, "collection 'dose'")
     assert "subject id 'a' is also that of" in why(problems, "a.nii.gz")
     assert "has a row in obs_meta but no file" in why(problems, "ghost")
@@ -134,7 +129,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     str(problems[0]).encode()
 
 
-def grids(tmp_path: Path) -> dict[str, SubjectFiles]:
+def grids(tmp_path: Path) -> dict[str, Subject]:
     shape, affine = (12, 11, 10), ras_affine(2)
     moved, turned = affine.copy(), affine.copy()
     moved[:3, 3] += (0, 3, 0)
@@ -152,7 +147,14 @@ def grids(tmp_path: Path) -> dict[str, SubjectFiles]:
         "unreadable": bad,
         "frames": save(np.zeros((*shape, 3), np.int16), affine, tmp_path / "frames.nii.gz"),
     }
-    return {name: SubjectFiles(name, {"CT": ct, "seg": path}) for name, path in others.items()}
+    return {
+        name: Subject(name, (Item("c", "CT", NiftiFile(ct)), Item("s", "seg", NiftiFile(path))))
+        for name, path in others.items()
+    }
+
+
+def check_headers(subjects: list[Subject], **how: Any) -> list[Problem]:
+    return [problem for checked in check_grids(subjects, **how) for problem in checked.problems]
 
 
 def test_headers_are_checked_against_each_other(tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_headers_are_checked_against_each_other(tmp_path: Path) -> None:
     assert "mm apart" in why(problems, "stretched (CT, seg)")
     assert "bad.nii.gz: is not a NIfTI" in why(problems, "bad.nii.gz")
     for name in ("shape", "moved", "stretched"):
-        assert all(str(p) in why(problems, f"{name} (") for p in subjects[name].files.values())
+        assert all(i.source.where in why(problems, f"{name} (") for i in subjects[name].items)
 
 
 def test_alignment_is_that_of_the_axes_that_the_store_will_hold(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_alignment_is_that_of_the_axes_that_the_store_will_hold(tmp_path: Path) 
 def test_what_rounding_moves_is_aligned(shift: float, aligned: bool) -> None:
     affine, other = np.diag([1.0, 1, 3, 1]), np.diag([1.0, 1, 3, 1])
     other[0, 3] = shift
-    found = misaligned(NiftiHeader((9, 9, 9), 1, affine), NiftiHeader((9, 9, 9), 1, other))
+    found = misaligned(Grid((9, 9, 9), 1, affine), Grid((9, 9, 9), 1, other))
     assert (found is None) is aligned
 
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from radiodata.errors import ConfigError, ExportError, GeometryError
 from radiodata.export import export, to_nifti
 from radiodata.geometry import to_voxel, to_world
-from radiodata.ingest.nifti import NiftiError, header_of, load
+from radiodata.ingest.files import NiftiError
+from radiodata.ingest.nifti import header_of, load
 from radiodata.store import Cohort, StoreConfig
 from radiodata.store.loaded import LoadedVolume
 

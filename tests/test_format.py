@@ -31,18 +31,18 @@ def set_version(uri: str, version: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "said"), [(1, "format version 1"), (3, "format version 3"), (None, "no format version")]
+    ("version", "said"), [(1, "format version 1"), (4, "format version 4"), (None, "no format version")]
 )
 def test_an_unknown_version_is_refused_by_name(copy: str, version: object, said: str) -> None:
     set_version(copy, version)
-    with pytest.raises(FormatVersionError, match=f"has {said}; this radiodata reads version 2"):
+    with pytest.raises(FormatVersionError, match=f"has {said}; this radiodata reads version 3"):
         Cohort(copy)
 
 
 def test_nothing_is_ingested_into_an_unknown_version(copy: str, make_files: MakeFiles) -> None:
-    set_version(copy, 3)
+    set_version(copy, 4)
     before = sorted(Path(copy).rglob("*"))
-    with pytest.raises(FormatVersionError, match="format version 3"):
+    with pytest.raises(FormatVersionError, match="format version 4"):
         ingest_niftis(copy, make_files(1), tiling=16)
     assert sorted(Path(copy).rglob("*")) == before
 

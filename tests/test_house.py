@@ -13,6 +13,7 @@ PACKAGE = Path(radiodata.__file__).parent
 FLOORS = [
     {"_typing"},
     {"errors"},
+    {"executors"},
     {"geometry"},
     {"store", "sampling"},
     {"loading", "ingest", "inference"},

@@ -16,7 +16,9 @@ from hypothesis.extra import numpy as hnp
 from test_geometry import ALL_ORIENTATIONS
 
 from radiodata.geometry import axis_codes
-from radiodata.ingest.nifti import NiftiError, exact, load, read_header
+from radiodata.ingest.exact import InexactError, exact
+from radiodata.ingest.files import NiftiError
+from radiodata.ingest.nifti import load, read_header
 
 SHAPE = (5, 4, 3)
 
@@ -346,5 +348,5 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path, read: Any) -> N
 
 
 def test_values_that_no_type_holds_are_refused() -> None:
-    with pytest.raises(NiftiError, match="do not fit float64"):
+    with pytest.raises(InexactError, match="do not fit float64"):
         exact(np.array([1, 2], np.longdouble) / 3, 1.0, 0.0)

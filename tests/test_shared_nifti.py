@@ -11,7 +11,8 @@ import pytest
 
 from radiodata.errors import IngestError
 from radiodata.ingest import ingest_niftis
-from radiodata.ingest.nifti import NiftiError, load, read_header
+from radiodata.ingest.files import NiftiError
+from radiodata.ingest.nifti import load, read_header
 from radiodata.store import Cohort
 
 CT_SEG = "ct_seg/totalseg_example"
@@ -141,10 +142,21 @@ def test_complex_and_rgb_voxels_are_channels(shared_data: Path, tmp_path: Path) 
     assert cohort.colour.obs["source_dtype"].tolist() == ["rgb24"]
 
 
-def test_one_half_of_a_pair_is_refused(shared_data: Path) -> None:
+def test_pairs_are_read_by_either_half(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "nifti_hard"
+    for half in ("pair_ras.hdr", "pair_ras.img"):
+        np.testing.assert_array_equal(load(folder / half).voxels[0], canonical(folder / "pair_ras.hdr")[0])
     for read in (read_header, load):
-        with pytest.raises(NiftiError, match="pair"):
-            read(shared_data / "nifti_hard" / "pair_ras.hdr")
+        with pytest.raises(NiftiError, match=r"header_without_img\.img"):
+            read(folder / "header_without_img.hdr")
+        with pytest.raises(NiftiError, match=r"Analyze 7\.5"):
+            read(folder / "analyze75_header_only.hdr")
+    cohort = Cohort.from_niftis(tmp_path / "c", {"MR": f"{folder}/pair_ras.*"}, tiling=32)
+    back = nib.load(cohort.MR.iloc[0].to_nifti(tmp_path / "back.nii.gz"))
+    source = nib.load(folder / "pair_ras.hdr")
+    np.testing.assert_array_equal(np.asanyarray(back.dataobj), np.asanyarray(source.dataobj))
+    for code in ("sform_code", "qform_code", "datatype", "xyzt_units", "pixdim"):
+        np.testing.assert_array_equal(back.header[code], source.header[code])
 
 
 def test_odd_files(shared_data: Path, tmp_path: Path) -> None:

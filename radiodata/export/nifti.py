@@ -13,7 +13,8 @@ from isal import igzip
 
 from radiodata.errors import ExportError, RadiodataError
 from radiodata.geometry import ras_transform, reorient, reorient_affine
-from radiodata.ingest.nifti import components, exact, grid_of, header_of, ravel
+from radiodata.ingest.exact import exact
+from radiodata.ingest.nifti import components, grid_of, header_of, ravel
 from radiodata.store.volume import Volume
 
 if TYPE_CHECKING:

@@ -7,84 +7,68 @@ refused. Voxels come out exactly: in the smallest dtype that holds the physical 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from radiodata.errors import RadiodataError
-from radiodata.geometry import Shape3, axis_codes, ras_transform, reorient, reorient_affine
+from radiodata.geometry import axis_codes, ras_transform, reorient, reorient_affine
+from radiodata.ingest.exact import InexactError, exact
+from radiodata.ingest.files import NiftiError, beginning, content, halves_of, inflated
+from radiodata.ingest.items import Grid, Loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from radiodata._typing import Affine, Voxels
 
-SUFFIXES = (".nii", ".nii.gz")
-_IMAGE_DTYPES = ("int16", "uint16", "int32", "uint32", "int64", "uint64")
-_GZIP_MAGIC = b"\x1f\x8b"
-_UNREADABLE = (OSError, EOFError, cast("type[Exception]", igzip_lib.IsalError))
-
-
-class NiftiError(RadiodataError, ValueError):
-    """A file that is not a whole NIfTI volume."""
+_APART_MM = 1e-2
+_MM = {1: 1e3, 3: 1e-3}
+"""mm in a unit of length of ``xyzt_units``, where it is another: metres and micrometres."""
 
 
 @dataclass(frozen=True)
-class NiftiHeader:
-    """Grid of a file, from its header alone.
+class NiftiFile:
+    """A NIfTI file, as the source of a volume."""
 
-    Attributes
-    ----------
-    shape
-        ``(x, y, z)``.
-    channels
-        1, or the number of time frames or vector components; of complex voxels the real and the imaginary part are a
-        channel each, of RGB voxels the three colours.
-    affine
-        Voxel index to world mm (RAS+).
-    """
+    path: Path
+    format = "nifti"
 
-    shape: Shape3
-    channels: int
-    affine: Affine
+    @property
+    def where(self) -> str:
+        """Its path."""
+        return str(self.path)
 
+    @property
+    def uri(self) -> str:
+        """Its path."""
+        return str(self.path)
 
-@dataclass(frozen=True)
-class NiftiVolume:
-    """A file's voxels and all that is needed to give the file back.
+    def grid(self, orient: str | None) -> Grid:
+        """Read its header; see ``read_header``."""
+        return read_header(self.path, orient=orient)
 
-    Attributes
-    ----------
-    voxels
-        ``(channel, x, y, z)``, C order, stored dtype.
-    slope, intercept
-        Physical value = stored * slope + intercept; 1 and 0 where the store holds physical values.
-    header
-        The file's header, byte for byte.
-    """
+    def digest(self) -> str:
+        """Hash of its bytes as they are on the disk."""
+        return _digest([content(half) for half in halves_of(self.path)])
 
-    voxels: Voxels
-    slope: float
-    intercept: float
-    affine: Affine
-    source_dtype: str
-    source_orientation: str
-    source_hash: str
-    header: bytes
+    def load(self, orient: str | None, *, label: bool) -> Loaded:
+        """Read it whole; see ``load``."""
+        return load(self.path, orient=orient, label=label)
 
 
-def read_header(path: Path, *, orient: str | None = None) -> NiftiHeader:
-    """Read the grid of a NIfTI file; of a .nii.gz only its beginning is inflated.
+def read_header(path: Path, *, orient: str | None = None) -> Grid:
+    """Read the grid of a NIfTI file; of a compressed one only the beginning is inflated.
 
     Parameters
     ----------
+    path
+        Of a .nii, .hdr or .img file; of a pair, either half.
     orient
         ``"RAS"`` gives the grid after the axes are turned to the closest RAS+; ``None`` as it is in the file.
 
@@ -93,30 +77,22 @@ def read_header(path: Path, *, orient: str | None = None) -> NiftiHeader:
     NiftiError
         When it is not a NIfTI file that we can hold, saying why.
     """
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == _GZIP_MAGIC
-        if zipped:
-            with igzip.open(path) as stream:
-                head = stream.read(1024)
-        else:
-            with path.open("rb") as file:
-                head = file.read(1024)
-    except _UNREADABLE as error:
-        raise NiftiError(f"cannot be read ({type(error).__name__}: {error})") from error
-    grid = grid_of(header_of(head))
+    halves = halves_of(path)
+    grid = grid_of(_header(halves))
     if orient is None:
         return grid
     turn = ras_transform(grid.affine)
     x, y, z = (grid.shape[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
-    return NiftiHeader((x, y, z), grid.channels, reorient_affine(grid.affine, turn, grid.shape))
+    return replace(grid, shape=(x, y, z), affine=reorient_affine(grid.affine, turn, grid.shape))
 
 
-def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> NiftiVolume:
+def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> Loaded:
     """Read a NIfTI file whole.
 
     Parameters
     ----------
+    path
+        Of a .nii, .hdr or .img file; of a pair, either half.
     orient
         ``"RAS"`` flips and permutes the axes to the closest RAS+; ``None`` keeps them.
     label
@@ -128,28 +104,64 @@ def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> Nift
     NiftiError
         When the file is damaged, truncated, or of a kind that we cannot hold.
     """
-    raw_bytes, source_hash = _read_verified(path)
-    header = header_of(raw_bytes)
+    halves = halves_of(path)
+    header = _header(halves)
+    contents = [content(half) for half in halves]
     grid = grid_of(header)
-    stored, slope, intercept = _raw_array(header, raw_bytes)
-    part, parts = components(stored.dtype)
-    values, slope, intercept = exact(stored.view(part), slope, intercept, label=label)
+    flat, before = _voxels(header, contents)
+    scale = zip(_sensible(header.get_slope_inter), (1.0, 0.0), strict=True)
+    part, parts = components(flat.dtype)
+    try:
+        values, slope, intercept = exact(
+            flat.view(part), *(default if given is None else float(given) for given, default in scale), label=label
+        )
+    except InexactError as error:
+        raise NiftiError(str(error)) from error
     voxels = unravel(values, grid, parts)
     affine = grid.affine
     if orient == "RAS":
         turn = ras_transform(affine)
         affine = reorient_affine(affine, turn, grid.shape)
         voxels = reorient(voxels, turn)
-    return NiftiVolume(
+    return Loaded(
         voxels=np.ascontiguousarray(voxels),
         slope=slope,
         intercept=intercept,
         affine=affine,
-        source_dtype=f"rgb{8 * parts}" if stored.dtype.names else str(stored.dtype),
+        source_dtype=f"rgb{8 * parts}" if flat.dtype.names else str(flat.dtype),
         source_orientation=axis_codes(grid.affine),
-        source_hash=source_hash,
-        header=raw_bytes[: int(header["vox_offset"]) or len(header.binaryblock)],
+        source_hash=_digest(contents),
+        header=before,
     )
+
+
+def _header(halves: Sequence[Path]) -> Any:
+    header = header_of(beginning(halves[0]), pair=len(halves) > 1)
+    if not halves[-1].is_file():
+        raise NiftiError(f"is the header of {halves[-1].name}, which is not there")
+    return header
+
+
+def _digest(contents: Sequence[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for data in contents:
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _voxels(header: Any, contents: Sequence[bytes]) -> tuple[Voxels, bytes]:
+    """Voxels in the order of the file, and the bytes before them in a single file."""
+    pair = len(contents) > 1
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
+    need, least = int(np.prod(shape, dtype=object)) * dtype.itemsize, 0 if pair else len(header.binaryblock)
+    data = inflated(contents[-1], offset + need) if offset >= least else b""
+    if len(data) < offset + need or offset < least:
+        have = len(data) - offset
+        raise NiftiError(
+            f"is truncated: shape {tuple(shape)} of {dtype} needs {need} bytes of voxels at {offset}, it has {have}"
+        )
+    flat = np.frombuffer(data, dtype, count=need // dtype.itemsize, offset=offset)
+    return flat, single(header) if pair else bytes(data[:offset])
 
 
 def components(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
@@ -170,7 +182,7 @@ def components(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
     raise NiftiError(f"holds {dtype} voxels, which are no numbers")
 
 
-def unravel(flat: Voxels, grid: NiftiHeader, parts: int) -> Voxels:
+def unravel(flat: Voxels, grid: Grid, parts: int) -> Voxels:
     """Voxels ``(channel, x, y, z)`` of those in the order of a file, whose parts come one after another."""
     cube = flat.reshape((parts, *grid.shape, grid.channels // parts), order="F")
     return np.transpose(cube, (4, 0, 1, 2, 3)).reshape((grid.channels, *grid.shape))
@@ -183,73 +195,13 @@ def ravel(voxels: Voxels, parts: int) -> Voxels:
     return np.ravel(np.transpose(cube, (1, 2, 3, 4, 0)), order="F")
 
 
-def exact(stored: Voxels, slope: float, intercept: float, *, label: bool = False) -> tuple[Voxels, float, float]:
-    """Narrow voxels to the smallest dtype that gives every physical value back, bit for bit.
-
-    Returns
-    -------
-    voxels, slope, intercept
-        Slope 1 and intercept 0 where the voxels are physical values now.
-    """
-    if stored.dtype.kind in "iu":
-        return _exact_ints(stored, slope, intercept, label)
-    native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    if (slope, intercept) == (1.0, 0.0) and (whole := _as_ints(native)) is not None:
-        return _narrow(whole, label), 1.0, 0.0
-    with np.errstate(over="ignore"):
-        single = native.astype(np.float32)
-    same = native.dtype == np.float32 or np.array_equal(single.astype(native.dtype), native, equal_nan=True)
-    if native.dtype.itemsize > 8 and not same:
-        single, same = native.astype(np.float64), True
-        if not np.array_equal(single.astype(native.dtype), native, equal_nan=True):
-            raise NiftiError(f"its {native.dtype} values do not fit float64: convert the file first")
-    return (single if same else native.astype(np.float64, copy=False)), slope, intercept
-
-
-def _exact_ints(stored: Voxels, slope: float, intercept: float, label: bool) -> tuple[Voxels, float, float]:
-    if (slope, intercept) == (1.0, 0.0):
-        return _narrow(stored, label), 1.0, 0.0
-    if slope.is_integer() and intercept.is_integer() and stored.size:
-        lowest, highest = int(stored.min()), int(stored.max())
-        parts = [lowest, highest, int(slope), lowest * int(slope), highest * int(slope), int(intercept)]
-        if max(abs(part) for part in parts) < 2**61:
-            return _narrow(stored.astype(np.int64) * int(slope) + int(intercept), label), 1.0, 0.0
-    return _narrow(stored, label), slope, intercept
-
-
-def _as_ints(values: Voxels) -> Voxels | None:
-    if not np.isfinite(values).all() or np.abs(values).max(initial=0) >= 2**31:
-        return None
-    whole = values.astype(np.int32)
-    back = whole.astype(values.dtype)
-    # signbit: -0.0 would come back as 0.0
-    return whole if np.array_equal(back, values) and not (np.signbit(values) & (whole == 0)).any() else None
-
-
-def _narrow(values: Voxels, label: bool) -> Voxels:
-    if not values.size:
-        return values.astype("uint8" if label else "int16")
-    low, high = int(values.min()), int(values.max())
-    small = ("uint8",) if label or values.dtype == np.uint8 else (("int8",) if values.dtype == np.int8 else ())
-    for name in (*small, *_IMAGE_DTYPES):
-        if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
-            return values.astype(name, copy=False)
-    raise NiftiError(f"its values {low}..{high} fit no integer type")
-
-
-def _read_verified(path: Path) -> tuple[bytes, str]:
-    try:
-        data = path.read_bytes()
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        if data[:2] == _GZIP_MAGIC:
-            data = igzip.decompress(data)
-    except _UNREADABLE as error:
-        raise NiftiError(f"cannot be read whole ({type(error).__name__}: {error}): the file is damaged") from error
-    return data, digest
-
-
-def header_of(data: bytes) -> Any:
+def header_of(data: bytes, *, pair: bool = False) -> Any:
     """Header, of nibabel, of a NIfTI-1 or -2 file.
+
+    Parameters
+    ----------
+    pair
+        Whether it is to be that of a .hdr and .img pair.
 
     Raises
     ------
@@ -261,14 +213,26 @@ def header_of(data: bytes) -> Any:
     for cls in (nib.Nifti1Header, nib.Nifti2Header):
         if cls.may_contain_header(data):
             header = _sensible(partial(cls, data[: cls.template_dtype.itemsize]))
-            if header["magic"].item()[:2] == b"ni":
-                raise NiftiError("is one half of a .hdr and .img pair: convert it to a single .nii file")
+            if (header["magic"].item()[:2] == b"ni") != pair:
+                one = "a single file, by its header, with the name of half a pair: name it .nii"
+                half = "one half of a .hdr and .img pair, by its header: name them so, beside each other"
+                raise NiftiError(f"is {one if pair else half}")
             return header
     if data.startswith(b"version https://git-lfs"):
         raise NiftiError("is a git-lfs pointer, not the file itself: run `git lfs pull`")
     if data[128:132] == b"DICM":
         raise NiftiError("is a DICOM file with a NIfTI name")
+    if pair and data[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
+        raise NiftiError("is an Analyze 7.5 header, which does not tell left from right: convert it to NIfTI")
     raise NiftiError("is not a NIfTI-1 or NIfTI-2 file (no magic in its header)")
+
+
+def single(header: Any) -> bytes:
+    """First bytes, up to the voxels, of a single file with the header of a pair."""
+    alone = header.copy()
+    alone["magic"] = header.single_magic
+    alone["vox_offset"] = len(header.binaryblock) + 4
+    return bytes(alone.binaryblock) + bytes(4)
 
 
 def _sensible(read: Callable[[], Any]) -> Any:
@@ -278,7 +242,7 @@ def _sensible(read: Callable[[], Any]) -> Any:
         raise NiftiError(f"has a header that makes no sense: {error}") from error
 
 
-def grid_of(header: Any) -> NiftiHeader:
+def grid_of(header: Any) -> Grid:
     """Grid that a header tells of.
 
     Raises
@@ -296,26 +260,32 @@ def grid_of(header: Any) -> NiftiHeader:
     spatial, rest = (*shape, 1, 1, 1)[:3], shape[3:]
     if sum(n > 1 for n in rest) > 1:
         raise NiftiError(f"has shape {shape}: at most one axis beyond x, y, z can be stored")
-    affine = np.asarray(_sensible(header.get_best_affine), np.float64)
+    affine, notes = _affine(header)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise NiftiError(f"has an affine that cannot be inverted: {affine.tolist()}")
     channels = (int(np.prod(rest)) if rest else 1) * parts
-    return NiftiHeader((spatial[0], spatial[1], spatial[2]), channels, affine)
+    return Grid((spatial[0], spatial[1], spatial[2]), channels, affine, notes)
+
+
+def _affine(header: Any) -> tuple[Affine, tuple[str, ...]]:
+    """Affine in mm: of the sform where its code is set, else of the qform; and what is odd about it."""
+    best = np.array(_sensible(header.get_best_affine), np.float64)
+    notes = []
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        try:
+            apart = float(np.abs(header.get_qform() - best).max())
+        except (HeaderDataError, ValueError, np.linalg.LinAlgError):
+            apart = np.inf
+        if not apart < _APART_MM:
+            codes = int(header["sform_code"]), int(header["qform_code"])
+            notes.append(f"sform (code {codes[0]}) and qform (code {codes[1]}) differ by {apart:.3g}: sform is used")
+    unit = int(header["xyzt_units"]) & 7
+    if unit in _MM:
+        best[:3] *= _MM[unit]
+        notes.append(f"its affine is in {'metres' if unit == 1 else 'micrometres'}: it is stored in mm")
+    return best, tuple(notes)
 
 
 def _unscaled(header: Any) -> bool:
     slope, intercept = _sensible(header.get_slope_inter)
     return slope in (None, 1.0) and intercept in (None, 0.0)
-
-
-def _raw_array(header: Any, data: bytes) -> tuple[Voxels, float, float]:
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    offset = int(header["vox_offset"])
-    need, have = int(np.prod(shape, dtype=object)) * dtype.itemsize, len(data) - offset
-    if offset < len(header.binaryblock) or have < need:
-        raise NiftiError(
-            f"is truncated: shape {tuple(shape)} of {dtype} needs {need} bytes of voxels at {offset}, it has {have}"
-        )
-    slope, intercept = _sensible(header.get_slope_inter)
-    values = np.frombuffer(data, dtype, count=need // dtype.itemsize, offset=offset)
-    return values, 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)

@@ -1,136 +1,100 @@
-"""Ingestion of NIfTI files: check all headers, then write subject by subject, rows last."""
+"""The way into a cohort: check all headers, then write subject by subject, rows last."""
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from radiodata.errors import ConfigError, IngestError, Problem, RadiodataError
-from radiodata.ingest.discover import SubjectFiles, check_headers, group_subjects, is_label_name
-from radiodata.ingest.target import Target
-from radiodata.ingest.volume import Slot, Written, write_file
-from radiodata.store import commits, layout
-from radiodata.store.columns import infer_columns
+from radiodata.errors import ConfigError, IngestError, Problem, WorkerDiedError
+from radiodata.executors import Submit, of_caller, processes, threads
+from radiodata.ingest.checks import check_grids
+from radiodata.ingest.job import Job
+from radiodata.ingest.options import Options, check_options
+from radiodata.ingest.preparing import Preparation
+from radiodata.ingest.report import IngestReport, planned
+from radiodata.ingest.target import Target, columns_of
+from radiodata.store import commits
 from radiodata.store.config import ReadConfig, StoreConfig
-from radiodata.store.obs import SUBJECT
 from radiodata.store.runs import clean_abandoned
 from radiodata.store.writing import Batches, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
-    import pandas as pd
-
-    from radiodata.ingest.discover import Files, SubjectRule
-    from radiodata.store.config import TilingLike
+    from radiodata.ingest.checks import Checked
+    from radiodata.ingest.items import Inputs, Subject
+    from radiodata.ingest.job import Outcome
+    from radiodata.ingest.volume import Written
     from radiodata.store.record import Record
 
-
-@dataclass(frozen=True)
-class IngestReport:
-    """What an ingest did: subjects added, and those that were there already."""
-
-    added: list[str] = field(default_factory=list)
-    present: list[str] = field(default_factory=list)
+FEW = 16
+"""Fewer subjects are written by threads: processes take seconds to begin."""
 
 
-def ingest_niftis(
-    uri: str,
-    images: Mapping[str, Files],
-    *,
-    obs_meta: pd.DataFrame | None = None,
-    validate_alignment: bool = True,
-    subject_id: SubjectRule = None,
-    tiling: TilingLike | None = None,
-    config: StoreConfig | None = None,
-    read: ReadConfig | None = None,
-    labels: Collection[str] | None = None,
-    workers: int = 2,
-    exist: Literal["error", "continue"] = "continue",
-    atomic: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> IngestReport:
-    """Ingest NIfTI files into the cohort at `uri`.
-
-    Every header is read before anything is written: files that are not NIfTI, volumes that do not align,
-    ids that occur twice and subjects that lack a file are refused together. A file that turns out damaged
-    when it is read whole is refused with its subject; the other subjects are kept, whole, and a rerun goes
-    on from there.
-
-    Parameters
-    ----------
-    uri
-        Where the cohort is, or is to be.
-    images
-        Collection name to a glob, a folder, or a list of paths: ``{"CT": "imagesTr/*.nii.gz", "seg": "labelsTr"}``.
-    obs_meta
-        One row a subject, indexed by subject id (or with a column ``obs_subject_id``).
-    validate_alignment
-        Demand that all volumes of a subject have one shape and one affine (0.05 mm at the corners).
-    subject_id
-        How a path gives its subject id: a regular expression or a callable; see ``subject_of``.
-    tiling
-        See ``StoreConfig``; `config`, where given, says everything about the layout. By default that of a cohort
-        that is there, else as the environment says (see ``StoreConfig.from_env``).
-    read
-        How TileDB writes, and the key of a cohort that is, or is to be, encrypted; by default as the environment says.
-    labels
-        Collections that hold labels; by default those named as labels are (``seg``, ``label``, ``mask``).
-    workers
-        Threads that read, compress and write.
-    atomic
-        Take all subjects or none, in one commit; by default subjects that could be taken stay.
-    exist
-        ``"error"`` refuses a cohort that is there; ``"continue"`` adds to it and passes over files that it
-        holds already, by content.
-    progress
-        Called with (subjects done, subjects in all).
+def ingest(uri: str, inputs: Inputs, options: Options) -> IngestReport:
+    """Write volumes into the cohort at `uri`; see ``ingest_niftis``.
 
     Raises
     ------
     IngestError
         With every refusal in ``.problems``.
     ConfigError
-        When arguments are at odds with each other or with the cohort.
+        When options are at odds with each other or with the cohort.
     """
-    table = _table(obs_meta)
-    kinds = _kinds(images, labels)
-    target = Target(uri, kinds, table, _config(config, tiling), read or ReadConfig.from_env())
-    there = target.latest()
-    if there and exist == "error":
-        raise ConfigError(f"a cohort exists at {uri}: choose another URI, or add to it with `radiodata ingest`")
-    if there and config is None and tiling is None:
-        target = replace(target, config=_config_of(there, kinds, target.config))
-    subjects, problems = group_subjects(images, subject_id, table)
-    if not problems:
-        aligned = validate_alignment
-        problems = check_headers(subjects, aligned=aligned, workers=workers, orient=target.config.orient)
-    if problems:
-        raise IngestError(f"nothing was written to {uri}", problems)
-    if there:
+    check_options(options)
+    target, there = _target(uri, inputs, options)
+    workers, skip = options.get("workers", 2), options.get("on_error") == "skip"
+    refused = list(inputs.problems)
+    if refused and not skip:
+        raise IngestError(f"nothing was written to {uri}", refused)
+    checked = check_grids(inputs.subjects, aligned=inputs.aligned, workers=workers, orient=target.config.orient)
+    refused += [problem for one in checked for problem in one.problems]
+    if refused and not skip:
+        raise IngestError(f"nothing was written to {uri}", refused)
+    good = [one for one in checked if not one.problems]
+    notes = [*inputs.notes, *(note for one in good for note in one.notes)]
+    dry = options.get("dry_run", False)
+    if there and not dry:
         clean_abandoned(uri, target.read)
-    checked = commits.settled(uri, target.read, lambda record: target.check(subjects, record)) if there else None
-    todo, present = checked or (subjects, [])
-    if not todo:
-        return IngestReport([], present)
+    todo, present, changed = _lacking(target, good, there, workers)
+    if changed and not skip:
+        raise IngestError(f"nothing was written to {uri}", [p for problems in changed.values() for p in problems])
+    refused += [problem for problems in changed.values() for problem in problems]
+    kept = [(one.subject, one.grids) for one in good if one.subject.subject not in changed]
+    report = IngestReport([s.subject for s in todo], present, refused, notes, planned(kept, todo, dict(target.kinds)))
+    if dry or not todo:
+        return report
     target.create()
-    added, problems = _run(target, todo, workers, atomic, progress)
-    if problems and atomic:
-        raise IngestError(f"nothing was written to {uri}", problems)
-    if problems:
-        raise IngestError(
-            f"{len(added)} subjects were ingested into {uri}, {len(todo) - len(added)} were refused whole",
-            problems,
-        )
-    return IngestReport(added, present)
+    return _ingest(target, todo, report, options)
 
 
-def _config(config: StoreConfig | None, tiling: TilingLike | None) -> StoreConfig:
-    if config is not None:
-        return config
-    return StoreConfig.from_env() if tiling is None else StoreConfig.from_env(tiling=tiling)
+def _target(uri: str, inputs: Inputs, options: Options) -> tuple[Target, Record | None]:
+    """The cohort that is written to, and its latest version, if it is there."""
+    config, tiling = options.get("config"), options.get("tiling")
+    preparation = _preparation(options)
+    if config is None:
+        config = StoreConfig.from_env() if tiling is None else StoreConfig.from_env(tiling=tiling)
+    target = Target(
+        uri,
+        inputs.kinds,
+        inputs.table,
+        config,
+        options.get("read") or ReadConfig.from_env(),
+        tuple(preparation.steps),
+        columns_of(inputs.subjects),
+    )
+    there = target.latest()
+    if there and options.get("exist") == "error":
+        raise ConfigError(f"a cohort exists at {uri}: choose another URI, or add to it with `radiodata ingest`")
+    if there and options.get("config") is None and tiling is None:
+        target = replace(target, config=_config_of(there, inputs.kinds, config))
+    return target, there
+
+
+def _preparation(options: Options) -> Preparation:
+    return Preparation(options.get("crop_foreground"), options.get("spacing"), options.get("window"))
 
 
 def _config_of(there: Record, kinds: Mapping[str, str], default: StoreConfig) -> StoreConfig:
@@ -140,37 +104,38 @@ def _config_of(there: Record, kinds: Mapping[str, str], default: StoreConfig) ->
     return replace(default, tiling=tiles.pop()) if len(tiles) == 1 else default
 
 
-def _kinds(images: Mapping[str, Files], labels: Collection[str] | None) -> dict[str, str]:
-    unknown = sorted(set(labels or ()) - set(images))
-    if unknown or not images:
-        raise ConfigError(f"labels {unknown} are no collections" if unknown else "no collection was given")
-    chosen = labels if labels is not None else [n for n in images if is_label_name(n)]
-    return {layout.check_name(n): "label" if n in chosen else "image" for n in images}
+def _lacking(
+    target: Target, good: Sequence[Checked], there: Record | None, workers: int
+) -> tuple[list[Subject], list[str], dict[str, list[Problem]]]:
+    subjects = [one.subject for one in good]
+    if there is None:
+        return subjects, [], {}
+    found: Any = commits.settled(target.uri, target.read, lambda record: target.check(subjects, record, workers))
+    return found or (subjects, [], {})
 
 
-def _table(obs_meta: pd.DataFrame | None) -> pd.DataFrame | None:
-    if obs_meta is None:
-        return None
-    frame = obs_meta.set_index(SUBJECT) if SUBJECT in obs_meta.columns else obs_meta.copy()
-    frame.index = frame.index.astype(str)
-    twice = sorted(set(frame.index[frame.index.duplicated()]))
-    if twice:
-        raise ConfigError(f"obs_meta has more than one row for {', '.join(twice[:10])}: one row a subject")
-    infer_columns(frame)
-    return frame
+def _ingest(target: Target, todo: Sequence[Subject], report: IngestReport, options: Options) -> IngestReport:
+    atomic = options.get("atomic", False)
+    added, problems = _run(target, todo, atomic, options)
+    refused = sorted([*report.refused, *problems], key=lambda p: p.where)
+    if problems and atomic:
+        raise IngestError(f"nothing was written to {target.uri}", problems)
+    if problems and options.get("on_error") != "skip":
+        summary = f"{len(added)} subjects were ingested into {target.uri}, {len(todo) - len(added)} were refused whole"
+        raise IngestError(summary, refused)
+    gone = {s.subject for s in todo} - set(added)
+    volumes = report.volumes[~report.volumes["subject"].isin(gone)].reset_index(drop=True)
+    return replace(report, added=added, refused=refused, volumes=volumes)
 
 
 def _run(
-    target: Target,
-    subjects: Sequence[SubjectFiles],
-    workers: int,
-    atomic: bool,
-    progress: Callable[[int, int], None] | None,
+    target: Target, subjects: Sequence[Subject], atomic: bool, options: Options
 ) -> tuple[list[str], list[Problem]]:
     """Write subjects in a run; what was refused or cut short leaves nothing behind."""
     with Writer(target.uri, target.read) as writer:
         folders = target.folders(writer, begin=not atomic)
-        added, problems = _write_all(target, writer, folders, subjects, workers, atomic, progress)
+        job = Job(target.uri, target.kinds, folders, writer.run, target.config, target.read, _preparation(options))
+        added, problems = _write_all(target, writer, job, subjects, atomic, options)
         if not (atomic and problems):
             target.optimize(writer)
         writer.clean = bool(problems)
@@ -179,26 +144,21 @@ def _run(
 
 
 def _write_all(
-    target: Target,
-    writer: Writer,
-    folders: dict[str, str],
-    subjects: Sequence[SubjectFiles],
-    workers: int,
-    atomic: bool,
-    progress: Callable[[int, int], None] | None,
+    target: Target, writer: Writer, job: Job, subjects: Sequence[Subject], atomic: bool, options: Options
 ) -> tuple[list[str], list[Problem]]:
     """Write subjects, and commit those that are whole: as they come, or all at the end."""
     added: list[str] = []
     problems: list[Problem] = []
+    tell = options.get("progress") or _silent
 
     def commit(ready: list[tuple[str, list[Written]]]) -> None:
-        writer.commit(f"ingest {len(ready)} subjects", lambda draft: target.add(draft, folders, ready))
+        writer.commit(f"ingest {len(ready)} subjects", lambda draft: target.add(draft, job.folders, ready))
         added.extend(subject for subject, _ in ready)
 
     batches = Batches(commit)
     whole: list[tuple[str, list[Written]]] = []
-    # closing: where this fails, no thread may go on writing while the run is cleaned
-    with closing(_written(target, writer.run, folders, subjects, workers)) as outcomes:
+    # closing: where this fails, no worker may go on writing while the run is cleaned
+    with _submitting(options, len(subjects)) as pool, closing(_written(pool, job, subjects)) as outcomes:
         for done, (subject, outcome) in enumerate(outcomes, 1):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
@@ -206,45 +166,65 @@ def _write_all(
                 whole.append((subject, outcome))
             else:
                 batches.add((subject, outcome))
-            if progress is not None and done < len(subjects):
-                progress(done, len(subjects))
+            if done < len(subjects):
+                tell(done, len(subjects))
     if whole and not problems:
         commit(whole)
     batches.flush()
-    if progress is not None:
-        progress(len(subjects), len(subjects))
+    tell(len(subjects), len(subjects))
     return added, problems
 
 
-def _written(
-    target: Target, run: str, folders: dict[str, str], subjects: Sequence[SubjectFiles], workers: int
-) -> Generator[tuple[str, list[Written] | Problem], None, None]:
-    """Write subjects in threads, at most two waiting a worker, and give them as they are done."""
-    waiting = iter(enumerate(subjects))
-    running: set[Future[tuple[str, list[Written] | Problem]]] = set()
-    pool = ThreadPoolExecutor(max_workers=workers)
+def _silent(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def _submitting(options: Options, subjects: int) -> AbstractContextManager[Submit]:
+    executor, workers = options.get("executor"), min(options.get("workers", 2), max(subjects, 1))
+    if executor is None:
+        executor = "threads" if subjects < FEW else "processes"
+    if executor == "threads":
+        return threads(workers)
+    if executor == "processes":
+        return processes(workers)
+    if isinstance(executor, str):
+        raise ConfigError(f"executor={executor!r}: 'processes', 'threads', an executor, or a Dask client")
+    return nullcontext(of_caller(executor, workers))
+
+
+def _written(pool: Submit, job: Job, subjects: Sequence[Subject]) -> Generator[Outcome, None, None]:
+    """Have subjects written, at most two waiting a worker, and give them as they are done."""
+    waiting = _numbered(subjects)
+    running: dict[Future[Outcome], str] = {}
     try:
         while True:
-            for index, subject in waiting:
-                running.add(pool.submit(_write_subject, target, run, folders, index, subject))
-                if len(running) >= 2 * workers:
+            for subject, places in waiting:
+                running[pool.submit(job.write, subject, places)] = subject.subject
+                if len(running) >= 2 * pool.workers:
                     break
             if not running:
                 return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                outcome = future.result()
+                del running[future]
+                yield outcome
+    except BrokenExecutor as error:
+        raise WorkerDiedError(
+            f"a worker of the ingest died ({error}); subjects under way: {sorted(running.values())}. It may have run "
+            "out of memory: take fewer workers. What was committed stays; run again to go on"
+        ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in running:
+            future.cancel()
+        wait(running)
 
 
-def _write_subject(
-    target: Target, run: str, folders: dict[str, str], index: int, subject: SubjectFiles
-) -> tuple[str, list[Written] | Problem]:
-    written = []
-    for name, path in subject.files.items():
-        slot = Slot(name, layout.join(target.uri, folders[name]), target.kinds[name], run, index)
-        try:
-            written.append(write_file(path, subject.subject, slot, target.config, target.read))
-        except RadiodataError as error:
-            return subject.subject, Problem(str(path), str(error))
-    return subject.subject, written
+def _numbered(subjects: Sequence[Subject]) -> Iterator[tuple[Subject, tuple[int, ...]]]:
+    """Give each volume its number in its collection."""
+    counts: dict[str, int] = {}
+    for subject in subjects:
+        places = []
+        for item in subject.items:
+            places.append(counts.setdefault(item.collection, 0))
+            counts[item.collection] += 1
+        yield subject, tuple(places)

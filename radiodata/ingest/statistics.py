@@ -174,6 +174,37 @@ def _histogram(counts: NDArray[np.int64], low: float, width: float) -> dict[str,
     return {"histogram": padded, "histogram_start": low, "histogram_width": float(width * merge)}
 
 
+def foreground_statistics(values: Voxels, inside: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Statistics of the voxels of an image, ``(channel, x, y, z)``, inside a mask ``(x, y, z)``, and their histogram.
+
+    Nulls where there is no mask, or nothing in it.
+    """
+    body = values[:, inside].ravel() if inside is not None else values[:0].ravel()
+    body = body[np.isfinite(body)]
+    names = ("min", "max", "mean", "std", *(name.removeprefix("value_") for name in _PERCENTILES))
+    if not len(body):
+        columns: dict[str, Any] = {f"foreground_{name}": None for name in names}
+        empty = {"foreground_histogram": [], "foreground_histogram_start": 0.0, "foreground_histogram_width": 1.0}
+        return {"foreground_voxels": None if inside is None else 0, **columns, **empty}
+    low, high = body.min().item(), body.max().item()
+    exact = values.dtype.kind in "iu" and high - low < _EXACT_BINS
+    width = 1.0 if exact else max(high / _STORED_BINS - low / _STORED_BINS, float(np.finfo(np.float64).tiny))
+    steps = (body.astype(np.float64) / width - low / width).astype(np.int64)
+    counts = np.bincount(steps if exact else np.clip(steps, 0, _STORED_BINS - 1), minlength=1)
+    ranks = {name: _rank(q, len(body)) for name, q in _PERCENTILES.items()}
+    body.partition(sorted(set(ranks.values())))
+    found = {
+        "value_min": low,
+        "value_max": high,
+        "value_mean": float(body.mean(dtype=np.float64)),
+        "value_std": float(body.std(dtype=np.float64)),
+        **{name: body[rank].item() for name, rank in ranks.items()},
+        **_histogram(counts, float(low), width),
+    }
+    told = {f"foreground_{name.removeprefix('value_')}": value for name, value in found.items()}
+    return {"foreground_voxels": len(body), **told}
+
+
 def label_statistics(labels: Voxels, tile: Shape3, reservoir: int) -> VolumeStatistics:
     """Statistics of a label volume of shape ``(1, x, y, z)``.
 

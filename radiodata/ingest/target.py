@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import tiledb
 
-from radiodata.errors import ConfigError, IngestError, Problem
+from radiodata.errors import ConfigError, Problem, RadiodataError
 from radiodata.store import commits, layout
-from radiodata.store.columns import check_columns
+from radiodata.store.columns import check_columns, infer_columns
 from radiodata.store.context import context
 from radiodata.store.draft import new_folder
 from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, tile_columns
@@ -21,14 +22,24 @@ from radiodata.store.writer import consolidate_metadata, consolidate_table
 from radiodata.store.writing import prune
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from radiodata.ingest.discover import SubjectFiles
+    from radiodata.ingest.items import Item, Subject
     from radiodata.ingest.volume import Written
+    from radiodata.store.columns import Column
     from radiodata.store.config import ReadConfig, StoreConfig
     from radiodata.store.draft import Draft
     from radiodata.store.record import Record
     from radiodata.store.writing import Writer
+
+
+_DTYPES: dict[str, Any] = {
+    "int": "Int64",
+    "float": "float64",
+    "bool": "boolean",
+    "string": "string",
+    "datetime": "datetime64[us]",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,10 @@ class Target:
         Collection name to ``"image"`` or ``"label"``.
     table
         Rows for `obs_meta`, indexed by subject, where the caller gave some.
+    steps
+        What is done to volumes on the way in.
+    columns
+        Of `obs`, beside the store's own, by collection.
     """
 
     uri: str
@@ -48,6 +63,13 @@ class Target:
     table: pd.DataFrame | None
     config: StoreConfig
     read: ReadConfig
+    steps: tuple[str, ...] = ()
+    columns: dict[str, list[Column]] = field(default_factory=dict)
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """What its collections are made of, where volumes are changed on the way in."""
+        return {"steps": list(self.steps), "source": {"files": "ingested"}} if self.steps else None
 
     @property
     def ctx(self) -> tiledb.Ctx:
@@ -64,28 +86,37 @@ class Target:
         """
         return commits.latest(self.uri, self.read) if layout.check_root(self.uri, self.ctx) else None
 
-    def check(self, subjects: Sequence[SubjectFiles], there: Record) -> tuple[list[SubjectFiles], list[str]]:
-        """Files that the cohort lacks, by subject, and ids of subjects that it holds whole already; writes nothing.
+    def check(
+        self, subjects: Sequence[Subject], there: Record, workers: int
+    ) -> tuple[list[Subject], list[str], dict[str, list[Problem]]]:
+        """Say what the cohort lacks; writes nothing.
+
+        Returns
+        -------
+        todo
+            Subjects with the volumes that the cohort lacks.
+        present
+            Ids of subjects that it holds whole already.
+        problems
+            By subject: files that are not those that it holds.
 
         Raises
         ------
         ConfigError
             When collections or columns are at odds with those of the cohort.
-        IngestError
-            When the cohort holds a subject with other files.
         """
         for name in (n for n in self.kinds if n in there.collections):
             self._check_collection(name, there)
         present = set(read_state(self.uri, there.obs_meta, SUBJECT, self.ctx, []).index)
         if self.table is not None or any(s.subject not in present for s in subjects):
             self._check_table(there)
-        hashes = {name: self._hashes(name, there) for name in self.kinds}
-        problems = [p for s in subjects for n in s.files if (p := _changed(s, n, hashes[n].get(s.subject)))]
-        if problems:
-            raise IngestError(f"nothing was written to {self.uri}", problems)
-        lacking = [replace(s, files={n: f for n, f in s.files.items() if s.subject not in hashes[n]}) for s in subjects]
-        whole = [s.subject for s in lacking if not s.files and s.subject in present]
-        return [s for s in lacking if s.files or s.subject not in present], whole
+        held = {name: self._held(name, there) for name in self.kinds}
+        with ThreadPoolExecutor(workers) as pool:  # what is there is read and hashed again
+            found = list(pool.map(lambda s: _compared(s, held), subjects))
+        problems = {s.subject: why for s, (_, why) in zip(subjects, found, strict=True) if why}
+        lacking = [replace(s, items=lacks) for s, (lacks, why) in zip(subjects, found, strict=True) if not why]
+        whole = [s.subject for s in lacking if not s.items and s.subject in present]
+        return [s for s in lacking if s.items or s.subject not in present], whole, problems
 
     def create(self) -> None:
         """Create the root of the cohort unless it is there."""
@@ -105,7 +136,8 @@ class Target:
     def _prepare(self, draft: Draft, folders: dict[str, str]) -> None:
         """Create the collections that are not there, and the columns of a table of subjects that is new."""
         for name, kind in self.kinds.items():
-            draft.ensure_collection(name, kind, self.config.tile, folder=folders.get(name))
+            folder = folders.get(name)
+            draft.ensure_collection(name, kind, self.config.tile, folder=folder, provenance=self.provenance)
         if self.table is not None:
             draft.begin_subjects(self.table)
 
@@ -122,8 +154,12 @@ class Target:
             if volumes:
                 tiles = pd.DataFrame([w.tiles for w in volumes], index=[w.key for w in volumes])
                 write_rows(layout.join(self.uri, folders[name], "tiles"), tiles, tile_columns(kind), self.ctx)
-                obs = pd.DataFrame([w.obs for w in volumes], index=[w.obs_id for w in volumes])
-                draft.add_volumes(name, obs[[c.name for c in OBS_COLUMNS]])
+                ids = [w.obs_id for w in volumes]
+                obs = pd.DataFrame([w.obs for w in volumes], index=ids)[[c.name for c in OBS_COLUMNS]]
+                columns = self.columns.get(name, [])
+                more = typed_frame([w.columns for w in volumes], ids, columns)
+                draft.widen(name, more, columns)
+                draft.add_volumes(name, pd.concat([obs, more], axis=1), columns)
 
     def optimize(self, writer: Writer) -> None:
         """Merge what many small writes left: fragment metadata of the shards, fragments of the tile tables."""
@@ -146,6 +182,14 @@ class Target:
                 f"tiles {tiles[1]}"
             )
 
+        steps = tuple((held.provenance or {}).get("steps", ()))
+        if steps != self.steps:
+            told = [", ".join(names) or "as they are" for names in (steps, self.steps)]
+            raise ConfigError(
+                f"collection {name!r} of {self.uri} holds volumes prepared otherwise ({told[0]}; now {told[1]}): say "
+                "the same, or give the collection another name"
+            )
+
     def _check_table(self, there: Record) -> None:
         if not there.obs_meta.columns and not there.obs_meta.segments:
             return
@@ -154,19 +198,65 @@ class Target:
         except ConfigError as error:
             raise ConfigError(f"obs_meta of the cohort at {self.uri}: {error}") from error
 
-    def _hashes(self, name: str, there: Record) -> dict[str, str]:
-        """Hash of the file of each subject in a collection."""
-        if name not in there.collections:
-            return {}
-        obs = read_state(self.uri, there.collections[name].obs, OBS_ID, self.ctx, [SUBJECT, "source_hash"])
-        return dict(zip(obs[SUBJECT], obs["source_hash"], strict=True))
+    def _held(self, name: str, there: Record) -> _Held:
+        """Hashes of the sources of a collection."""
+        held = _Held()
+        if name in there.collections:
+            obs = read_state(self.uri, there.collections[name].obs, OBS_ID, self.ctx, [SUBJECT, "source_hash"])
+            for obs_id, subject, digest in zip(obs.index, obs[SUBJECT], obs["source_hash"], strict=True):
+                held.by_id[str(obs_id)] = str(digest)
+                held.by_subject[str(subject)].add(str(digest))
+        return held
 
 
-def _changed(subject: SubjectFiles, name: str, held: str | None) -> Problem | None:
-    if held is None:
-        return None
-    path = subject.files[name]
-    found = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    if found == held:
-        return None
-    return Problem(str(path), f"subject {subject.subject!r} is in the cohort with another file in {name!r}")
+@dataclass(frozen=True)
+class _Held:
+    by_id: dict[str, str] = field(default_factory=dict)
+    by_subject: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def of(self, subject: str, item: Item) -> set[str]:
+        """Hashes of what the cohort holds in the place of a volume."""
+        if item.alone:
+            return self.by_subject.get(subject, set())
+        return {self.by_id[item.obs_id]} if item.obs_id in self.by_id else set()
+
+
+def _compared(subject: Subject, held: dict[str, _Held]) -> tuple[tuple[Item, ...], list[Problem]]:
+    """Volumes of a subject that the cohort lacks, and those that are not as it holds them."""
+    lacking: list[Item] = []
+    problems = []
+    for item in subject.items:
+        hashes = held[item.collection].of(subject.subject, item)
+        if not hashes:
+            lacking.append(item)
+            continue
+        try:
+            same = item.source.digest() in hashes
+        except RadiodataError as error:
+            problems.append(Problem(item.source.where, str(error)))
+        else:
+            if not same:
+                why = f"subject {subject.subject!r} is in the cohort with another file in {item.collection!r}"
+                problems.append(Problem(item.source.where, why))
+    return tuple(lacking), problems
+
+
+def typed_frame(rows: Sequence[Mapping[str, Any]], ids: Sequence[str], columns: Sequence[Column]) -> pd.DataFrame:
+    """Frame of some columns, of rows that may lack some."""
+    made = {c.name: pd.Series([row.get(c.name) for row in rows], dtype=_DTYPES[c.kind]).array for c in columns}
+    return pd.DataFrame(made, index=pd.Index(list(ids), dtype=object))
+
+
+def columns_of(subjects: Sequence[Subject]) -> dict[str, list[Column]]:
+    """Columns that volumes bring beside the store's own, by collection, of a kind that holds the values of all.
+
+    Raises
+    ------
+    ConfigError
+        When values of one column do not fit together.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for subject in subjects:
+        for item in subject.items:
+            rows.setdefault(item.collection, []).append(item.columns)
+    return {name: infer_columns(pd.DataFrame(given).infer_objects()) for name, given in rows.items() if any(given)}

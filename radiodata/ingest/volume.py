@@ -1,16 +1,16 @@
-"""One file to one row: load, write voxels into a shard slot, count."""
+"""One volume to one row: load, write voxels into a shard slot, count."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.errors import ConfigError
+from radiodata.errors import ConfigError, RadiodataError
 from radiodata.geometry import axis_codes, spacing_of
-from radiodata.ingest.nifti import NiftiError, NiftiVolume, load
-from radiodata.ingest.statistics import image_statistics, label_statistics
+from radiodata.ingest.components import component_columns
+from radiodata.ingest.statistics import VolumeStatistics, foreground_statistics, image_statistics, label_statistics
 from radiodata.store.context import context
 from radiodata.store.layout import shard_name, shard_uri
 from radiodata.store.obs import RUN, SUBJECT, VOLUME_EXTRAS, volume_key
@@ -18,10 +18,18 @@ from radiodata.store.verify import content_hash
 from radiodata.store.writer import ensure_shard, write_volume
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from numpy.typing import NDArray
 
     from radiodata._typing import Affine, Voxels
+    from radiodata.ingest.items import Item, Loaded
     from radiodata.store.config import ReadConfig, StoreConfig
+
+
+COMPONENTS = ("component_labels", "component_voxels", "component_boxes")
+
+
+class VolumeRefusedError(RadiodataError, ValueError):
+    """A volume that can be read and cannot be stored."""
 
 
 @dataclass(frozen=True)
@@ -37,39 +45,70 @@ class Slot:
 
 @dataclass(frozen=True)
 class Written:
-    """A volume whose voxels are written and whose rows are not: it does not exist yet."""
+    """A volume whose voxels are written and whose rows are not: it does not exist yet.
+
+    Attributes
+    ----------
+    obs, columns
+        Its row: the store's own columns, and others.
+    """
 
     collection: str
     obs_id: str
     obs: dict[str, Any]
     key: str
     tiles: dict[str, Any]
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
-def write_file(path: Path, subject: str, slot: Slot, config: StoreConfig, read: ReadConfig) -> Written:
-    """Load a NIfTI file, write its voxels into `slot`, and make its rows.
+def load_item(item: Item, kind: str, config: StoreConfig) -> Loaded:
+    """Load a volume; refuses one that a label collection cannot hold.
 
     Raises
     ------
-    NiftiError
-        When the file cannot be taken.
+    RadiodataError
+        When its files cannot be taken.
     """
-    volume = load(path, orient=config.orient, label=slot.kind == "label")
-    if slot.kind == "label" and (volume.voxels.dtype.kind == "f" or (volume.slope, volume.intercept) != (1.0, 0.0)):
-        raise NiftiError(f"holds values that are not whole numbers, but {slot.collection!r} is a label collection")
-    if slot.kind == "label" and len(volume.voxels) > 1:
-        raise NiftiError(f"holds {len(volume.voxels)} channels, but {slot.collection!r} is a label collection")
-    return write_voxels(
+    loaded = item.source.load(config.orient, label=kind == "label")
+    if kind == "label" and (loaded.voxels.dtype.kind == "f" or (loaded.slope, loaded.intercept) != (1.0, 0.0)):
+        raise VolumeRefusedError(
+            f"holds values that are not whole numbers, but {item.collection!r} is a label collection"
+        )
+    if kind == "label" and len(loaded.voxels) > 1:
+        raise VolumeRefusedError(f"holds {len(loaded.voxels)} channels, but {item.collection!r} is a label collection")
+    return loaded
+
+
+def write_item(
+    item: Item,
+    subject: str,
+    loaded: Loaded,
+    slot: Slot,
+    config: StoreConfig,
+    read: ReadConfig,
+    foreground: NDArray[np.bool_] | None = None,
+) -> Written:
+    """Write a loaded volume into `slot`, and make its rows; `foreground` as of ``write_voxels``."""
+    written = write_voxels(
         slot,
         subject,
-        f"{subject}_{slot.collection}",
-        volume.voxels,
-        volume.affine,
-        _source(volume, path),
+        item.obs_id,
+        loaded.voxels,
+        loaded.affine,
+        {
+            "source_uri": item.source.uri,
+            "source_format": item.source.format,
+            "source_dtype": loaded.source_dtype,
+            "source_orientation": loaded.source_orientation,
+            "source_hash": loaded.source_hash,
+            "source_header": loaded.header,
+        },
         config,
         read,
-        scale=(volume.slope, volume.intercept),
+        scale=(loaded.slope, loaded.intercept),
+        foreground=foreground,
     )
+    return replace(written, columns={**item.columns, **loaded.columns})
 
 
 def write_voxels(
@@ -83,6 +122,7 @@ def write_voxels(
     read: ReadConfig,
     *,
     scale: tuple[float, float] = (1.0, 0.0),
+    foreground: NDArray[np.bool_] | None = None,
 ) -> Written:
     """Write voxels into `slot`, and make their rows.
 
@@ -94,6 +134,8 @@ def write_voxels(
         Columns ``source_*``: where they are from.
     scale
         Slope and intercept that make physical values of them.
+    foreground
+        Voxels ``(x, y, z)`` that are inside labels, where that is known.
     """
     voxels = voxels if slot.kind == "label" else _as_policy(voxels, config.dtype)
     ctx, dtype = context(read), str(voxels.dtype)
@@ -101,7 +143,7 @@ def write_voxels(
     uri, place = shard_uri(slot.collection_uri, shard), slot.index % config.slots
     ensure_shard(uri, dtype, config, ctx)
     write_volume(uri, place, voxels, ctx)
-    statistics = _statistics(voxels, scale, slot.kind, config)
+    statistics = _statistics(voxels, scale, slot.kind, config, foreground)
     row = {
         SUBJECT: subject,
         "shard": shard,
@@ -134,13 +176,16 @@ def _as_policy(voxels: Voxels, dtype: str | None) -> Voxels:
     return cast
 
 
-def _statistics(voxels: Voxels, scale: tuple[float, float], kind: str, config: StoreConfig) -> Any:
+def _statistics(
+    voxels: Voxels, scale: tuple[float, float], kind: str, config: StoreConfig, foreground: NDArray[np.bool_] | None
+) -> VolumeStatistics:
     values = voxels if scale == (1.0, 0.0) else (voxels * np.float64(scale[0]) + scale[1]).astype(np.float32)
     image = image_statistics(values, config.tile)
-    if kind == "image":
-        return image
-    label = label_statistics(values, config.tile, config.reservoir)
-    return type(label)(obs={**image.obs, **label.obs}, tiles=label.tiles)
+    inside = foreground_statistics(values, foreground if kind == "image" else None)
+    label = label_statistics(values, config.tile, config.reservoir) if kind == "label" else None
+    components = component_columns(values) if kind == "label" else dict.fromkeys(COMPONENTS, ())
+    obs = {**image.obs, **inside, **components, **(label.obs if label else {})}
+    return VolumeStatistics(obs=obs, tiles=(label or image).tiles)
 
 
 def _grid(voxels: Voxels, affine: Affine) -> dict[str, Any]:
@@ -152,15 +197,4 @@ def _grid(voxels: Voxels, affine: Affine) -> dict[str, Any]:
         "affine": affine.ravel(),
         "orientation": axis_codes(affine),
         "dtype": str(voxels.dtype),
-    }
-
-
-def _source(volume: NiftiVolume, path: Path) -> dict[str, Any]:
-    return {
-        "source_uri": str(path),
-        "source_format": "nifti",
-        "source_dtype": volume.source_dtype,
-        "source_orientation": volume.source_orientation,
-        "source_hash": volume.source_hash,
-        "source_header": volume.header,
     }

@@ -1,8 +1,6 @@
 """Transforms over collections, eager and lazy, and the collections they write."""
 
-from radiodata.pipeline.eager import MappedVolumes
-from radiodata.pipeline.lazy import LazyCollection
-from radiodata.pipeline.transforms import (
+from radiodata.ingest.transforms import (
     Cast,
     Clip,
     Crop,
@@ -15,6 +13,8 @@ from radiodata.pipeline.transforms import (
     Resample,
     ResampleTo,
 )
+from radiodata.pipeline.eager import MappedVolumes
+from radiodata.pipeline.lazy import LazyCollection
 from radiodata.pipeline.write import WriteReport
 
 __all__ = [

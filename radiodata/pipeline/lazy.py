@@ -13,11 +13,12 @@ from radiodata.errors import ConfigError
 from radiodata.pipeline.running import Each, Take, Together, runner
 from radiodata.pipeline.saving import place_of
 from radiodata.pipeline.stages import append, drops, ended, settled, unread
-from radiodata.pipeline.steps import GEOMETRY, STATISTICS, AsRow, AsVolume, Keep, Map, describe
+from radiodata.pipeline.steps import AsRow, AsVolume, Keep, Map, describe
 from radiodata.pipeline.write import Work, write_items
 from radiodata.store.columns import infer_columns
 from radiodata.store.expression import parse
 from radiodata.store.layers import typed
+from radiodata.store.obs import GEOMETRY, STATISTICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence

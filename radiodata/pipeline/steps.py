@@ -18,7 +18,7 @@ from radiodata.errors import ExpressionError, GeometryError, PipelineError, Radi
 from radiodata.geometry import axis_codes, box, spacing_of
 from radiodata.store.expression import parse, unknown_column
 from radiodata.store.loaded import LoadedVolume
-from radiodata.store.obs import OBS_COLUMNS, OBS_ID
+from radiodata.store.obs import OBS_COLUMNS, OBS_ID, STATISTICS
 from radiodata.store.reader import read_box
 from radiodata.store.volume import physical
 
@@ -39,14 +39,6 @@ and of the subject, ``obs_id``, ``affine`` as ``(4, 4)``, ``collection_kind``, a
 """
 BatchTransform: TypeAlias = "Callable[[Sequence[NDArray[Any]], Sequence[Mapping[str, Any]]], Sequence[Result]]"
 
-GEOMETRY = frozenset(
-    {"affine", "channels", "orientation", "dtype", *(f"{w}_{a}" for w in ("size", "spacing") for a in "xyz")}
-)
-STATISTICS = frozenset(
-    c.name
-    for c in OBS_COLUMNS
-    if c.name.startswith(("value_", "label_")) or c.name in ("air_threshold", "nonair_voxels")
-)
 _RESERVED = frozenset(c.name for c in OBS_COLUMNS) - {"affine"} | {OBS_ID, "collection_kind"}
 _SCALARS = (bool, int, float, str, np.generic, datetime.date, pd.Timestamp, type(None), type(pd.NA), type(pd.NaT))
 

@@ -15,10 +15,8 @@ from radiodata.pipeline.running import Each, Take, Together
 from radiodata.pipeline.saving import Made, Place, Save, derived_id
 from radiodata.pipeline.stages import ended
 from radiodata.store import commits, layout
-from radiodata.store.columns import check_columns, infer_columns
+from radiodata.store.columns import infer_columns
 from radiodata.store.context import context
-from radiodata.store.draft import OWN
-from radiodata.store.layers import typed
 from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, tile_columns
 from radiodata.store.segments import read_state
 from radiodata.store.table import write_rows
@@ -192,22 +190,8 @@ def _add(
     rows = pd.DataFrame([w.obs for w in written], index=ids)[[c.name for c in OBS_COLUMNS]]
     updates = pd.DataFrame([one.updates for one in batch], index=ids).infer_objects()
     columns = infer_columns(updates)
-    _widen(draft, place.name, updates, columns)
+    draft.widen(place.name, updates, columns)
     draft.add_volumes(place.name, pd.concat([rows, updates], axis=1), columns)
-
-
-def _widen(draft: Draft, name: str, updates: pd.DataFrame, columns: Sequence[Any]) -> None:
-    """Let a column of earlier volumes that was null, or whole, become what later ones bring."""
-    held = {c.name: c for c in draft.record.collections[name].obs.columns if c.name not in OWN}
-    for column in columns:
-        old = held.get(column.name)
-        if old is None or old.kind == column.kind or updates[column.name].isna().all():
-            continue
-        before = draft.read(name, [column.name])[column.name]
-        if before.isna().all() or (old.kind, column.kind) == ("int", "float"):
-            draft.update(name, pd.DataFrame({column.name: typed(before, column.kind)}))
-        else:
-            check_columns(updates[[column.name]], [old])
 
 
 def _tidy(writer: Writer, where: str) -> None:

@@ -10,6 +10,7 @@ import tiledb
 
 from radiodata.errors import ConfigError, ObsNotFoundError
 from radiodata.store.columns import Column, check_columns, infer_columns
+from radiodata.store.layers import typed
 from radiodata.store.layout import OBS_META, check_name, join
 from radiodata.store.obs import OBS_COLUMNS, OBS_ID, SUBJECT, TILES_INDEX, tile_columns
 from radiodata.store.record import CollectionState, Record, Segment, TableState
@@ -220,6 +221,25 @@ class Draft:
         kept = [new.pop(c.name, c) for c in table.columns]
         table = replace(table, columns=(*kept, *new.values()))
         self._put(name, self._added(self._folder_of(name), index, table, rows, "columns", columns))
+
+    def widen(self, name: str, rows: pd.DataFrame, columns: Sequence[Column]) -> None:
+        """Let a column of earlier volumes that was null, or whole, become what rows that will be added bring.
+
+        Raises
+        ------
+        ConfigError
+            When it can become neither.
+        """
+        held = {c.name: c for c in self._collection(name).obs.columns if c.name not in OWN}
+        for column in columns:
+            old = held.get(column.name)
+            if old is None or old.kind == column.kind or rows[column.name].isna().all():
+                continue
+            before = self.read(name, [column.name])[column.name]
+            if before.isna().all() or (old.kind, column.kind) == ("int", "float"):
+                self.update(name, pd.DataFrame({column.name: typed(before, column.kind)}))
+            else:
+                check_columns(rows[[column.name]], [old])
 
     def drop_columns(self, name: str | None, names: Sequence[str]) -> None:
         """Drop columns of the user's: of `obs` of a collection, or (None) of `obs_meta`.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from radiodata.geometry import Shape3
     from radiodata.store.config import StoreConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 VERSION_KEY = "radiodata.format_version"
 OBS_META = "obs_meta"
 VOXELS = "voxels"

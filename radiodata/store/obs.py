@@ -40,6 +40,8 @@ OBS_COLUMNS = (
     Column("nonair_voxels", "int"),
     Column("label_values", "ints"),
     Column("label_voxels", "ints"),
+    Column("foreground_voxels", "int"),
+    *(Column(f"foreground_{n}", "float") for n in ("min", "max", "mean", "std", "p005", "p50", "p995")),
     Column("source_uri", "string"),
     Column("source_format", "string"),
     Column("source_dtype", "string"),
@@ -51,8 +53,21 @@ OBS_COLUMNS = (
 """Metadata of a volume: no array is opened to answer a question about it.
 
 ``slope`` and ``intercept`` bring stored to physical values; ``value_*`` are physical, of the voxels above
-``air_threshold`` (``value_min`` and ``value_max`` of all). Sizes in voxels, spacing in mm.
+``air_threshold`` (``value_min`` and ``value_max`` of all); ``foreground_*`` of an image are of its voxels inside the
+labels of its subject that were ingested with it. Sizes in voxels, spacing in mm.
 """
+
+GEOMETRY = frozenset(
+    {"affine", "channels", "orientation", "dtype", *(f"{w}_{a}" for w in ("size", "spacing") for a in "xyz")}
+)
+"""Columns that follow from the grid of a volume."""
+
+STATISTICS = frozenset(
+    c.name
+    for c in OBS_COLUMNS
+    if c.name.startswith(("value_", "label_", "foreground_")) or c.name in ("air_threshold", "nonair_voxels")
+)
+"""Columns that follow from its voxels."""
 
 IMAGE_TILES = (
     *(Column(n, "floats") for n in ("tile_min", "tile_max", "tile_sum", "tile_sum_sq")),
@@ -67,11 +82,18 @@ volume ``(x, y, z)`` in C order, one after another."""
 
 VOLUME_EXTRAS = (
     Column("source_header", "bytes"),
-    Column("histogram", "ints"),
-    Column("histogram_start", "float"),
-    Column("histogram_width", "float"),
+    *(
+        column
+        for name in ("histogram", "foreground_histogram")
+        for column in (Column(name, "ints"), Column(f"{name}_start", "float"), Column(f"{name}_width", "float"))
+    ),
+    *(Column(f"component_{name}", "ints") for name in ("labels", "voxels", "boxes")),
 )
-"""What is too large for `obs`, which is read whole: kept beside the tile statistics, one row a volume."""
+"""What is too large for `obs`, which is read whole: kept beside the tile statistics, one row a volume.
+
+Components are those of each class of a label volume (26 neighbours), the largest first: class, voxel count, and
+box, six numbers each: start and stop along x, y and z.
+"""
 
 TILES_INDEX = "volume_key"
 

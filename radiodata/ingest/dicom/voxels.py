@@ -9,7 +9,7 @@ import numpy as np
 
 from radiodata.geometry import ras_transform, reorient, reorient_affine
 from radiodata.ingest.dicom.scan import DicomError, parsing, read_dataset
-from radiodata.ingest.nifti import exact
+from radiodata.ingest.exact import exact
 
 if TYPE_CHECKING:
     import pydicom

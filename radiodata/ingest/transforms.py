@@ -1,4 +1,4 @@
-"""Transforms for pipelines that keep the grid true: on scipy, nibabel and MONAI.
+"""Transforms of volumes, at ingest and in pipelines, that keep the grid true: on scipy, nibabel and MONAI.
 
 Each is called with ``(volume, obs_row)`` and says in ``touches`` which columns it may change, so that filters on others
 need no voxel.
@@ -14,7 +14,7 @@ import numpy as np
 
 from radiodata.errors import ConfigError, GeometryError
 from radiodata.geometry import box, box_slices, crop_affine, reorient, reorient_affine, shape3, spacing_of, world_box
-from radiodata.pipeline.steps import GEOMETRY, STATISTICS
+from radiodata.store.obs import GEOMETRY, STATISTICS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -355,10 +355,8 @@ def _interpolate(
     volume: NDArray[Any], to_old: Affine, shape: Sequence[int], order: int, mode: str, fill: float
 ) -> NDArray[Any]:
     """Sample a volume at voxels of another grid, given the matrix that makes old indices of new ones."""
-    try:
-        from scipy.ndimage import affine_transform
-    except ImportError as error:
-        raise ConfigError("scipy is not installed: pip install 'radiodata[transforms]'") from error
+    from scipy.ndimage import affine_transform
+
     _refuse_value(fill, volume.dtype)
     matrix: Any = to_old[:3, :3]
     if np.array_equal(matrix, np.diag(np.diag(matrix))):
