@@ -62,8 +62,9 @@ def threads(workers: int) -> Iterator[Submit]:
 def processes(workers: int) -> Iterator[Submit]:
     """Give processes, which end when this process does, however that comes about; a script needs no main guard."""
     from loky import ProcessPoolExecutor
+    from loky.backend import get_context
 
-    pool = ProcessPoolExecutor(workers, context="loky", initializer=_end_with, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, context=get_context("loky"), initializer=_end_with, initargs=(os.getpid(),))
     try:
         yield Submit(pool.submit, workers)
     finally:

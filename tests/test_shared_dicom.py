@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("pydicom", reason="needs radiodata[dicom]")
 
 from radiodata.ingest import nifti
-from radiodata.ingest.dicom import DicomError, DicomVolume, load, read_series
+from radiodata.ingest.dicom import DicomError, load, read_series
+from radiodata.ingest.items import Loaded
 
 # what pydicom says of values that are not as they should be
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning:pydicom"), pytest.mark.filterwarnings("ignore:.*VR")]
@@ -50,7 +51,7 @@ def manifest(shared: Path) -> dict[str, dict[str, str]]:
     return {path: row for path, row in rows.items() if row["kind"] in ("dicom_series", "dicom_file")}
 
 
-def volumes(path: Path, **how: Any) -> tuple[list[DicomVolume], list[str]]:
+def volumes(path: Path, **how: Any) -> tuple[list[Loaded], list[str]]:
     """Volumes of a path, and what was said of what gave none."""
     found = read_series(path, **how)
     made, told = [], [str(problem) for problem in found.problems]
@@ -67,7 +68,7 @@ def physical(volume: Any) -> np.ndarray:
     return np.asarray(volume.voxels.astype(np.float64) * volume.slope + volume.intercept)
 
 
-def differences(mine: DicomVolume, reference: Path) -> tuple[float, float] | None:
+def differences(mine: Loaded, reference: Path) -> tuple[float, float] | None:
     """Largest differences of values, relative to the largest value, and of affines in mm; None: another shape."""
     theirs = nifti.load(reference)
     if mine.voxels.shape != theirs.voxels.shape:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from radiodata.geometry import ras_transform, reorient_affine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +41,14 @@ class Grid:
     affine: Affine
     notes: tuple[str, ...] = ()
 
+    def turned(self, orient: str | None) -> Grid:
+        """Grid after its axes are turned to the closest RAS+ (`orient` is ``"RAS"``), or as it is (None)."""
+        if orient is None:
+            return self
+        turn = ras_transform(self.affine)
+        x, y, z = (self.shape[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
+        return replace(self, shape=(x, y, z), affine=reorient_affine(self.affine, turn, self.shape))
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -53,7 +65,9 @@ class Loaded:
     header
         The header of a NIfTI file, byte for byte; empty for others.
     columns
-        More columns of `obs`, which the voxels had to be read for.
+        Values of columns of `obs` that the voxels had to be read for; the item names them, too.
+    notes
+        What the user should know of it.
     """
 
     voxels: Voxels
@@ -65,6 +79,7 @@ class Loaded:
     source_hash: str
     header: bytes = b""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -67,7 +67,7 @@ class _Work:
 
     def __init__(self, job: Job, subject: Subject) -> None:
         self._job, self._subject = job, subject
-        self._foreground: tuple[Grid, NDArray[np.bool_]] | None = None
+        self._foreground: list[tuple[Grid, NDArray[np.bool_]]] = []
         self._first: tuple[Item, Loaded] | None = None
         self._cut: tuple[Grid, Crop] | None = None
         if job.preparation.crop_foreground is not None:
@@ -93,7 +93,7 @@ class _Work:
         if kind == "label":
             self._remember(loaded)
         slot = Slot(item.collection, layout.join(job.uri, job.folders[item.collection]), kind, job.run, place)
-        inside = self._inside(loaded) if kind == "image" else None
+        inside = self._on(grid_of(loaded)) if kind == "image" else None
         return write_item(item, self._subject.subject, loaded, slot, job.config, job.read, inside)
 
     def _loaded(self, item: Item, kind: str) -> Loaded:
@@ -109,14 +109,13 @@ class _Work:
         return self._job.preparation.cut_of(loaded) if kind == "image" else None
 
     def _remember(self, label: Loaded) -> None:
-        """Add the voxels of a label volume to the foreground, if it lies on the grid of those before."""
+        """Add the voxels of a label volume to the foreground of its grid."""
         grid, inside = grid_of(label), label.voxels[0] > 0
-        if self._foreground is None:
-            self._foreground = grid, inside
-        elif misaligned(self._foreground[0], grid) is None:
-            self._foreground[1][inside] = True
+        if (before := self._on(grid)) is None:
+            self._foreground.append((grid, inside))
+        else:
+            before[inside] = True
 
-    def _inside(self, image: Loaded) -> NDArray[np.bool_] | None:
-        if self._foreground is None or misaligned(self._foreground[0], grid_of(image)) is not None:
-            return None
-        return self._foreground[1]
+    def _on(self, grid: Grid) -> NDArray[np.bool_] | None:
+        """Foreground on a grid, where there is some."""
+        return next((inside for other, inside in self._foreground if misaligned(other, grid) is None), None)

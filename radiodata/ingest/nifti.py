@@ -7,7 +7,7 @@ refused. Voxels come out exactly: in the smallest dtype that holds the physical 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +78,7 @@ def read_header(path: Path, *, orient: str | None = None) -> Grid:
         When it is not a NIfTI file that we can hold, saying why.
     """
     halves = halves_of(path)
-    grid = grid_of(_header(halves))
-    if orient is None:
-        return grid
-    turn = ras_transform(grid.affine)
-    x, y, z = (grid.shape[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3))
-    return replace(grid, shape=(x, y, z), affine=reorient_affine(grid.affine, turn, grid.shape))
+    return grid_of(_header(halves)).turned(orient)
 
 
 def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> Loaded:

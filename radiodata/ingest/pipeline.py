@@ -116,7 +116,7 @@ def _lacking(
 
 def _ingest(target: Target, todo: Sequence[Subject], report: IngestReport, options: Options) -> IngestReport:
     atomic = options.get("atomic", False)
-    added, problems = _run(target, todo, atomic, options)
+    added, problems, notes = _run(target, todo, atomic, options)
     refused = sorted([*report.refused, *problems], key=lambda p: p.where)
     if problems and atomic:
         raise IngestError(f"nothing was written to {target.uri}", problems)
@@ -125,35 +125,37 @@ def _ingest(target: Target, todo: Sequence[Subject], report: IngestReport, optio
         raise IngestError(summary, refused)
     gone = {s.subject for s in todo} - set(added)
     volumes = report.volumes[~report.volumes["subject"].isin(gone)].reset_index(drop=True)
-    return replace(report, added=added, refused=refused, volumes=volumes)
+    return replace(report, added=added, refused=refused, notes=[*report.notes, *notes], volumes=volumes)
 
 
 def _run(
     target: Target, subjects: Sequence[Subject], atomic: bool, options: Options
-) -> tuple[list[str], list[Problem]]:
+) -> tuple[list[str], list[Problem], list[Problem]]:
     """Write subjects in a run; what was refused or cut short leaves nothing behind."""
     with Writer(target.uri, target.read) as writer:
         folders = target.folders(writer, begin=not atomic)
         job = Job(target.uri, target.kinds, folders, writer.run, target.config, target.read, _preparation(options))
-        added, problems = _write_all(target, writer, job, subjects, atomic, options)
+        added, problems, notes = _write_all(target, writer, job, subjects, atomic, options)
         if not (atomic and problems):
             target.optimize(writer)
         writer.clean = bool(problems)
     done = set(added)
-    return [s.subject for s in subjects if s.subject in done], sorted(problems, key=lambda p: p.where)
+    return [s.subject for s in subjects if s.subject in done], sorted(problems, key=lambda p: p.where), notes
 
 
 def _write_all(
     target: Target, writer: Writer, job: Job, subjects: Sequence[Subject], atomic: bool, options: Options
-) -> tuple[list[str], list[Problem]]:
+) -> tuple[list[str], list[Problem], list[Problem]]:
     """Write subjects, and commit those that are whole: as they come, or all at the end."""
     added: list[str] = []
     problems: list[Problem] = []
+    notes: list[Problem] = []
     tell = options.get("progress") or _silent
 
     def commit(ready: list[tuple[str, list[Written]]]) -> None:
         writer.commit(f"ingest {len(ready)} subjects", lambda draft: target.add(draft, job.folders, ready))
         added.extend(subject for subject, _ in ready)
+        notes.extend(note for _, written in ready for one in written for note in one.notes)
 
     batches = Batches(commit)
     whole: list[tuple[str, list[Written]]] = []
@@ -172,7 +174,7 @@ def _write_all(
         commit(whole)
     batches.flush()
     tell(len(subjects), len(subjects))
-    return added, problems
+    return added, problems, notes
 
 
 def _silent(done: int, total: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.errors import ConfigError, RadiodataError
+from radiodata.errors import ConfigError, Problem, RadiodataError
 from radiodata.geometry import axis_codes, spacing_of
 from radiodata.ingest.components import component_columns
 from radiodata.ingest.statistics import VolumeStatistics, foreground_statistics, image_statistics, label_statistics
@@ -59,6 +59,7 @@ class Written:
     key: str
     tiles: dict[str, Any]
     columns: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[Problem, ...] = ()
 
 
 def load_item(item: Item, kind: str, config: StoreConfig) -> Loaded:
@@ -108,7 +109,8 @@ def write_item(
         scale=(loaded.slope, loaded.intercept),
         foreground=foreground,
     )
-    return replace(written, columns={**item.columns, **loaded.columns})
+    notes = tuple(Problem(item.source.where, note) for note in loaded.notes)
+    return replace(written, columns={**item.columns, **loaded.columns}, notes=notes)
 
 
 def write_voxels(

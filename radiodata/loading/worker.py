@@ -198,7 +198,12 @@ def _portable(error: Exception) -> Failure:
     """The error itself, if it survives pickling; else one that says what it said."""
     stack = "".join(traceback.format_exception(error))
     try:
-        same = type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:
-        same = False
-    return Failure(error if same else RuntimeError(f"{type(error).__qualname__}: {error}"), stack)
+        back = type(pickle.loads(pickle.dumps(error)))
+        why = None if back is type(error) else f"it comes back as another {back}"
+    except Exception as unpicklable:
+        why = f"{type(unpicklable).__name__}: {unpicklable}"
+    if why is None:
+        return Failure(error, stack)
+    return Failure(
+        RuntimeError(f"{type(error).__qualname__}: {error} (the error itself cannot be pickled: {why})"), stack
+    )

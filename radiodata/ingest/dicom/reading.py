@@ -1,25 +1,31 @@
-"""From files to volumes: every stack of every series, and what was passed over."""
+"""From files to volumes: every stack of every series, the labels drawn on them, and what was passed over."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from radiodata.errors import Problem
+from radiodata.executors import of_caller, threads
 from radiodata.ingest.dicom.frames import frames_of
-from radiodata.ingest.dicom.scan import DicomError, find, parsing, read_headers
+from radiodata.ingest.dicom.labels import LabelFile, is_label, label_file
+from radiodata.ingest.dicom.scan import DicomError, Header, find, parsing, read_dataset
 from radiodata.ingest.dicom.stacks import stacks_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pydicom
 
     from radiodata.ingest.dicom.frames import Frame
+    from radiodata.ingest.dicom.scan import Source
     from radiodata.ingest.dicom.stacks import Stack
 
 Irregular = Literal["refuse", "keep"]
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,36 @@ class Found:
 
     Attributes
     ----------
+    labels
+        Segmentations and structure sets.
     problems
         Files and series that were passed over, and why.
     """
 
     series: list[Series] = field(default_factory=list)
+    labels: list[LabelFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
-def read_series(*roots: str | Path, irregular: Irregular = "refuse", workers: int = 8) -> Found:
+@dataclass
+class _Read:
+    """What some files hold; of each series one header goes along."""
+
+    frames: dict[str, list[Frame]] = field(default_factory=lambda: defaultdict(list))
+    headers: dict[str, pydicom.Dataset] = field(default_factory=dict)
+    labels: list[LabelFile] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, other: _Read) -> None:
+        """Take what other files hold."""
+        for uid, frames in other.frames.items():
+            self.frames[uid].extend(frames)
+            self.headers.setdefault(uid, other.headers[uid])
+        self.labels.extend(other.labels)
+        self.problems.extend(other.problems)
+
+
+def read_series(*roots: str | Path, irregular: Irregular = "refuse", workers: int = 8, executor: Any = None) -> Found:
     """Find DICOM series and put their frames in order; headers are read, no pixels (see ``voxels.load``).
 
     Parameters
@@ -63,33 +90,57 @@ def read_series(*roots: str | Path, irregular: Irregular = "refuse", workers: in
         tells; ``"keep"`` takes them, and ``stack.irregular`` tells. Copies of a file are left out in both cases.
     workers
         Threads that read headers.
+    executor
+        Any ``concurrent.futures.Executor``, or a Dask client, that reads them in their place.
     """
-    headers, problems = read_headers(find(roots), workers=workers)
-    frames: dict[str, list[Frame]] = defaultdict(list)
-    first: dict[str, pydicom.Dataset] = {}
-    for header in headers:
-        try:
-            with parsing("its header makes no sense"):
-                uid = str(header.dataset.get("SeriesInstanceUID") or f"none, in {header.source.path.parent}")
-                frames[uid].extend(frames_of(header))
-            first.setdefault(uid, header.dataset)
-        except DicomError as error:
-            problems.append(Problem(str(header.source), str(error)))
-    found = Found(problems=problems)
-    for uid, of_series in frames.items():
-        if not of_series:
-            continue
-        try:
-            stacks = stacks_of(uid, of_series)
-        except DicomError as error:
-            found.problems.append(Problem(f"series {uid}", str(error)))
-            continue
-        refused = [s for s in stacks if irregular == "refuse" and s.grave]
-        where = stacks[0].frames[0][0].source.path.parent
-        for stack in refused:
-            told = f"{'; '.join(stack.grave)} (irregular='keep' takes it)"
-            found.problems.append(Problem(f"series {uid} in {where}", told))
-        kept = tuple(stack for stack in stacks if stack not in refused)
-        if kept:
-            found.series.append(Series(uid, first[uid], kept))
+    read = _Read()
+    sources = find(roots)
+    chunks = [sources[at : at + _CHUNK] for at in range(0, len(sources), _CHUNK)]
+    with threads(workers) if executor is None else nullcontext(of_caller(executor)) as pool:
+        for future in [pool.submit(_read_chunk, chunk) for chunk in chunks]:
+            read.add(future.result())
+    found = Found(labels=read.labels, problems=read.problems)
+    for uid, frames in read.frames.items():
+        found.series.extend(_series(uid, read.headers[uid], frames, irregular, found.problems))
     return found
+
+
+def _series(
+    uid: str, header: pydicom.Dataset, frames: Sequence[Frame], irregular: Irregular, problems: list[Problem]
+) -> Iterator[Series]:
+    try:
+        stacks = stacks_of(uid, frames)
+    except DicomError as error:
+        problems.append(Problem(f"series {uid}", str(error)))
+        return
+    where = frames[0].source.path.parent
+    refused = [s for s in stacks if irregular == "refuse" and s.grave]
+    for stack in refused:
+        told = f"{'; '.join(stack.grave)} (irregular='keep' takes it)"
+        problems.append(Problem(f"series {uid} in {where}", told))
+    kept = tuple(stack for stack in stacks if stack not in refused)
+    if kept:
+        yield Series(uid, header, kept)
+
+
+def _read_chunk(sources: Sequence[Source]) -> _Read:
+    read = _Read()
+    for source in sources:
+        try:
+            _read(read, source)
+        except DicomError as error:
+            read.problems.append(Problem(str(source), str(error)))
+    return read
+
+
+def _read(read: _Read, source: Source) -> None:
+    dataset = read_dataset(source)
+    with parsing("its header makes no sense"):
+        if is_label(dataset):
+            read.labels.append(label_file(source, dataset))
+            return
+        uid = str(dataset.get("SeriesInstanceUID") or f"none, in {source.path.parent}")
+        frames = frames_of(Header(source, dataset))
+        if frames:
+            read.frames[uid].extend(frames)
+            read.headers.setdefault(uid, dataset)

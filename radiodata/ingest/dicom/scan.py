@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from radiodata.errors import ConfigError, Problem, RadiodataError
+from radiodata.errors import ConfigError, RadiodataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -102,32 +101,6 @@ def _members(path: Path) -> Iterator[Source]:
     yield Source(path)
 
 
-def read_headers(sources: Iterable[Source], *, workers: int = 8) -> tuple[list[Header], list[Problem]]:
-    """Read the headers of files; those that are no DICOM images are told of.
-
-    Returns
-    -------
-    headers
-        Of files with pixels, segmentations and structure sets included.
-    problems
-        Files that were passed over, and why.
-    """
-    headers: list[Header] = []
-    problems: list[Problem] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for found in pool.map(_read, sources):
-            (headers if isinstance(found, Header) else problems).append(found)  # type: ignore[arg-type]
-    return headers, problems
-
-
-def _read(source: Source) -> Header | Problem:
-    try:
-        dataset = read_dataset(source)
-    except DicomError as error:
-        return Problem(str(source), str(error))
-    return Header(source, dataset)
-
-
 @contextmanager
 def parsing(what: str) -> Iterator[None]:
     """Tell what went wrong with a damaged file in an error of ours: parsers and decoders raise all kinds.
@@ -145,8 +118,13 @@ def parsing(what: str) -> Iterator[None]:
         raise DicomError(f"{what} ({type(error).__name__}: {error})") from error
 
 
-def read_dataset(source: Source, *, pixels: bool = False) -> pydicom.Dataset:
+def read_dataset(source: Source, *, pixels: bool = False, data: bytes | None = None) -> pydicom.Dataset:
     """Read a file, without its pixels unless asked for.
+
+    Parameters
+    ----------
+    data
+        Its bytes, where they are read already.
 
     Raises
     ------
@@ -155,7 +133,7 @@ def read_dataset(source: Source, *, pixels: bool = False) -> pydicom.Dataset:
     """
     import pydicom
 
-    with parsing("cannot be read as DICOM"), source.open() as file:
+    with parsing("cannot be read as DICOM"), source.open() if data is None else io.BytesIO(data) as file:
         head = file.read(132)
         file.seek(0)
         bare = head[128:132] != b"DICM"
@@ -165,6 +143,18 @@ def read_dataset(source: Source, *, pixels: bool = False) -> pydicom.Dataset:
     if dataset.get("SOPClassUID") == "1.2.840.10008.1.3.10":
         raise DicomError("is a DICOMDIR: the files that it lists are read where they lie")
     return dataset
+
+
+def read_bytes(source: Source) -> bytes:
+    """Read a file whole.
+
+    Raises
+    ------
+    DicomError
+        When it cannot be read.
+    """
+    with parsing(f"{source}: cannot be read"), source.open() as file:
+        return file.read()
 
 
 def _plausible(head: bytes) -> bool:

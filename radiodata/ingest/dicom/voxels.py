@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.geometry import ras_transform, reorient, reorient_affine
-from radiodata.ingest.dicom.scan import DicomError, parsing, read_dataset
-from radiodata.ingest.exact import exact
+from radiodata.geometry import axis_codes, ras_transform, reorient, reorient_affine
+from radiodata.ingest.dicom.scan import DicomError, parsing, read_bytes, read_dataset
+from radiodata.ingest.exact import InexactError, exact
+from radiodata.ingest.items import Loaded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pydicom
 
-    from radiodata._typing import Affine, Voxels
+    from radiodata._typing import Voxels
     from radiodata.ingest.dicom.frames import Frame
+    from radiodata.ingest.dicom.scan import Source
     from radiodata.ingest.dicom.stacks import Stack
 
 
-@dataclass(frozen=True)
-class DicomVolume:
-    """Voxels of a stack.
-
-    Attributes
-    ----------
-    voxels
-        ``(channel, x, y, z)``, C order.
-    slope, intercept
-        Physical value = stored * slope + intercept; 1 and 0 where the voxels are physical values.
-    """
-
-    voxels: Voxels
-    slope: float
-    intercept: float
-    affine: Affine
-    source_dtype: str
-
-
-def load(stack: Stack, *, orient: str | None = "RAS") -> DicomVolume:
+def load(stack: Stack, *, orient: str | None = "RAS") -> Loaded:
     """Decode a stack.
 
     Parameters
@@ -58,7 +43,10 @@ def load(stack: Stack, *, orient: str | None = "RAS") -> DicomVolume:
     if len(scales) == 1:
         (scale,) = scales
         stored = np.stack([np.stack(channel) for channel in planes]).astype(np.result_type(*dtypes), copy=False)
-        values, slope, intercept = exact(stored.ravel(), *scale)
+        try:
+            values, slope, intercept = exact(stored.ravel(), *scale)
+        except InexactError as error:
+            raise DicomError(str(error)) from error
         cube: Voxels = values.reshape(stored.shape)
     else:
         pairs = zip(planes, stack.frames, strict=True)
@@ -71,7 +59,33 @@ def load(stack: Stack, *, orient: str | None = "RAS") -> DicomVolume:
         turn = ras_transform(affine)
         affine = reorient_affine(affine, turn, voxels.shape[1:])
         voxels = np.ascontiguousarray(reorient(voxels, turn))
-    return DicomVolume(voxels, slope, intercept, affine, "/".join(sorted(str(d) for d in dtypes)))
+    return Loaded(
+        voxels,
+        slope,
+        intercept,
+        affine,
+        source_dtype="/".join(sorted(str(d) for d in dtypes)),
+        source_orientation=axis_codes(stack.affine),
+        source_hash=_combined(stack, files.hashes),
+    )
+
+
+def digest(stack: Stack) -> str:
+    """Hash of the files that a stack is made of, and of which frames of them, in order."""
+    sources = dict.fromkeys(frame.source for channel in stack.frames for frame in channel)
+    return _combined(stack, {source: _hash(read_bytes(source)) for source in sources})
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _combined(stack: Stack, hashes: Mapping[Source, bytes]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for channel in stack.frames:
+        for frame in channel:
+            whole.update(hashes[frame.source] + f"{frame.index} {frame.tile};".encode())
+    return whole.hexdigest()
 
 
 def _rescaled(plane: Voxels, frame: Frame) -> Voxels:
@@ -82,14 +96,17 @@ class _Files:
     """The file that was opened last: frames of one follow each other."""
 
     def __init__(self) -> None:
-        self._source: Any = None
+        self.hashes: dict[Source, bytes] = {}
+        self._source: Source | None = None
         self._data: pydicom.Dataset | None = None
         self._frames: dict[int, Voxels] = {}
 
     def plane(self, frame: Frame) -> Voxels:
         """Stored values of a frame, ``(row, column)``, or ``(row, column, colour)``."""
         if frame.source != self._source:
-            self._source, self._data = frame.source, read_dataset(frame.source, pixels=True)
+            content = read_bytes(frame.source)
+            self.hashes[frame.source] = _hash(content)
+            self._source, self._data = frame.source, read_dataset(frame.source, pixels=True, data=content)
             self._frames = {}
         if frame.index not in self._frames:
             self._frames = {frame.index: _decoded(self._data, frame)}
