@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import MakeFiles, Tiny
+from rich.console import Console
 
 from radiodata import __version__, cli
 from radiodata.store import Cohort
@@ -23,8 +24,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["radiodata", *map(str, arguments)])
-        monkeypatch.setattr(cli, "out", cli.Console(width=200))
-        monkeypatch.setattr(cli, "err", cli.Console(width=200, stderr=True))
+        for module in (cli, cli.ingesting, cli.console):
+            monkeypatch.setattr(module, "out", Console(width=200), raising=False)
+            monkeypatch.setattr(module, "err", Console(width=200, stderr=True), raising=False)
         code = 0
         try:
             cli.main()
@@ -56,7 +58,7 @@ def test_info_as_json(run, tiny: Tiny) -> None:
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert set(found) == {"uri", "format", "version", "subjects", "obs_meta", "collections"}
-    assert (found["uri"], found["format"], found["version"]) == (tiny.cohort.uri, 2, tiny.cohort.version)
+    assert (found["uri"], found["format"], found["version"]) == (tiny.cohort.uri, 3, tiny.cohort.version)
     assert found["subjects"] == 6
     assert found["obs_meta"] == {n: str(t) for n, t in tiny.cohort.obs_meta.dtypes.items()}
     assert set(found["collections"]) == {"CT", "seg"}
@@ -127,12 +129,61 @@ def test_alignment_can_be_left_unchecked(run, make_files: MakeFiles, tmp_path: P
     assert run("ingest", tmp_path / "c", *given(images), "--no-align")[0] == 0
 
 
+def test_a_dry_run_shows_and_a_skip_lists(
+    run, make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = make_files(3)
+    images["CT"][1].write_bytes(b"nothing")
+    code, out, err = run("ingest", tmp_path / "c", *given(images), "--dry-run", "--on-error", "skip")
+    assert (code, "s000_CT" in out, "2 subjects would be added" in out, "s001" in out) == (0, True, True, False), err
+    assert not (tmp_path / "c").exists()
+    code, out, err = run("ingest", tmp_path / "c", *given(images), "--on-error", "skip", "--executor", "threads")
+    assert (code, "2 subjects added" in out, "1 refused" in err) == (0, True, True)
+    assert "is not a NIfTI" in (tmp_path / "ingest-refused.csv").read_text()
+
+
+def test_volumes_are_prepared_on_the_way_in(run, make_files: MakeFiles, tmp_path: Path) -> None:
+    words = ["--spacing", "2,2,5", "--window", "-100,300", "--dtype", "int16", "--orient", "RAS"]
+    assert run("ingest", tmp_path / "c", *given(make_files(2)), *words)[0] == 0
+    cohort = Cohort(tmp_path / "c")
+    assert cohort.CT.obs[["spacing_x", "spacing_y", "spacing_z"]].to_numpy().round(6).tolist() == [[2.0, 2.0, 5.0]] * 2
+    assert cohort.CT.obs["value_min"].min() >= -100
+    assert cohort.CT.provenance is not None
+    assert cohort.CT.provenance["steps"] == ["spacing=(2.0, 2.0, 5.0)", "window=(-100.0, 300.0)"]
+    code, _, err = run("ingest", tmp_path / "c", *given(make_files(3)))
+    assert (code, "prepared otherwise" in err) == (2, True)
+
+
+def test_dicom_bids_and_tables(run, tmp_path: Path) -> None:
+    pytest.importorskip("pydicom", reason="needs radiodata[dicom]")
+    import dicom_series
+
+    dicom_series.series(tmp_path / "in", SeriesDescription="Thorax")
+    words = ["--dicom", tmp_path / "in", "--collection", "chest=thorax", "--keep-tag", "SeriesDescription"]
+    code, out, err = run("ingest", tmp_path / "c", *words)
+    assert (code, "1 subjects added" in out) == (0, True), err
+    assert Cohort(tmp_path / "c")["chest"].obs["series_description"].tolist() == ["Thorax"]
+    (tmp_path / "ids.csv").write_text("PatientID,subject\nP1,first\n")
+    assert run("ingest", tmp_path / "d", "--dicom", tmp_path / "in", "--ids", tmp_path / "ids.csv")[0] == 0
+    assert Cohort(tmp_path / "d").subjects == ["first"]
+    code, _, err = run("ingest", tmp_path / "e", "--bids", tmp_path / "in")
+    assert (code, "is no BIDS dataset" in err) == (2, True)
+    code, _, err = run("ingest", tmp_path / "e", "--csv", tmp_path / "ids.csv")
+    assert (code, "no column of the table holds paths" in err) == (2, True)
+    assert "says where volumes come from" in run("ingest", tmp_path / "e")[2]
+    assert "no scheduler answers" in run("ingest", tmp_path / "e", *words, "--dask", "tcp://127.0.0.1:9")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nifti", "CT"], "write NAME=GLOB"),
-        (["--nifti", "=x"], "write NAME=GLOB"),
-        (["--nifti", "CT=a", "--nifti", "CT=b"], "names a collection twice"),
+        (["--spacing", "a"], "1 or 3 numbers"),
+        (["--window", "1"], "2 numbers"),
+        (["--nifti", "CT={ct}", "--window", "5,1"], "low must be below high"),
+        (["--nifti", "CT"], "write NAME=VALUE"),
+        (["--nifti", "=x"], "write NAME=VALUE"),
+        (["--nifti", "CT=a", "--nifti", "CT=b"], "--nifti names 'CT' twice"),
         (["--nifti", "a-b=x"], "must be letters, digits"),
         (["--nifti", "CT={ct}", "--tiling", "cubic"], "tiling 'cubic' is not known"),
         (["--nifti", "CT={ct}", "--label", "seg"], "['seg'] are no collections"),
@@ -152,7 +203,8 @@ def test_commands_that_make_no_sense_leave_with_2(
 
 
 @pytest.mark.parametrize(
-    "words", [["ingest"], ["ingest", "x"], ["info"], ["fly"], ["demo", "x", "--size", "5"], ["info", "x", "--what"]]
+    "words",
+    [["ingest"], ["ingest", "x", "--no"], ["info"], ["fly"], ["demo", "x", "--size", "5"], ["info", "x", "--what"]],
 )
 def test_usage_is_explained_with_2(run, words: list[str]) -> None:
     code, _, err = run(*words)

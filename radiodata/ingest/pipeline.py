@@ -15,13 +15,14 @@ from radiodata.ingest.options import Options, check_options
 from radiodata.ingest.preparing import Preparation
 from radiodata.ingest.report import IngestReport, planned
 from radiodata.ingest.target import Target, columns_of
-from radiodata.store import commits
+from radiodata.store import commits, layout
 from radiodata.store.config import ReadConfig, StoreConfig
+from radiodata.store.context import context
 from radiodata.store.runs import clean_abandoned
 from radiodata.store.writing import Batches, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from radiodata.ingest.checks import Checked
     from radiodata.ingest.items import Inputs, Subject
@@ -93,11 +94,18 @@ def _target(uri: str, inputs: Inputs, options: Options) -> tuple[Target, Record 
     return target, there
 
 
+def default_config(uri: str, read: ReadConfig | None = None) -> StoreConfig:
+    """Layout of what is added to a cohort where nothing is said: its tiles, and as the environment says."""
+    config, settings = StoreConfig.from_env(), read or ReadConfig.from_env()
+    there = commits.latest(uri, settings) if layout.check_root(uri, context(settings)) else None
+    return _config_of(there, there.collections, config) if there else config
+
+
 def _preparation(options: Options) -> Preparation:
     return Preparation(options.get("crop_foreground"), options.get("spacing"), options.get("window"))
 
 
-def _config_of(there: Record, kinds: Mapping[str, str], default: StoreConfig) -> StoreConfig:
+def _config_of(there: Record, kinds: Iterable[str], default: StoreConfig) -> StoreConfig:
     """Tiles of the collections that are there, where nothing else was asked for."""
     tiles = {there.collections[name].tile for name in kinds if name in there.collections}
     tiles = tiles or {collection.tile for collection in there.collections.values()}

@@ -82,7 +82,7 @@ def ingest_dicom(
     ConfigError
         When arguments are at odds with each other or with the cohort.
     """
-    kept = privacy or Privacy(key_file(_key_beside(uri)))
+    kept = privacy or Privacy(key_file(key_beside(uri)))
     if kept.identify or kept.keep:
         _LOG.warning(
             "%s: %s will be stored as they are: whoever reads the store may know who the patients are",
@@ -195,8 +195,14 @@ class _Gathered:
         return str(source) if self._privacy.identify else f"dicom:{self._privacy.uid(uid)}"
 
 
-def _key_beside(uri: str) -> str:
-    """Path of the key file of a cohort on this machine."""
+def key_beside(uri: str) -> str:
+    """Path of the key file of a cohort on this machine.
+
+    Raises
+    ------
+    ConfigError
+        When the cohort is elsewhere.
+    """
     if "://" in uri and not uri.startswith("file://"):
         raise ConfigError(
             f"the key that hides patients is kept beside a cohort on this machine, but {uri} is elsewhere: give "

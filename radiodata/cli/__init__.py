@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path  # noqa: TC003 (typer reads the annotation)
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from radiodata.cli.console import Uri, Workers, err, out, progress
+from radiodata.cli.ingesting import ingest
 from radiodata.errors import ConfigError, RadiodataError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-out, err = Console(), Console(stderr=True)
-
-Uri = Annotated[str, typer.Argument(help="Where the cohort is: a path or a TileDB URI.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read, compress and write.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,59 +51,12 @@ def demo(
     """Write CT-like phantoms with three labelled organs as NIfTI files, and ingest them."""
     from radiodata.demo.cohort import make_demo
 
-    with _progress("ingest") as tell:
+    with progress("ingest") as tell:
         cohort = make_demo(uri, subjects=subjects, size=size, seed=seed, workers=workers, progress=tell)
     out.print(repr(cohort), highlight=False, markup=False)
 
 
-@app.command()
-def ingest(
-    uri: Uri,
-    nifti: Annotated[
-        list[str],
-        typer.Option(metavar="NAME=GLOB", help="A collection and its files: a glob or a folder; repeatable."),
-    ],
-    obs_meta: Annotated[
-        Path | None,
-        typer.Option(help="CSV or TSV, one row a subject; column obs_subject_id, or the first.", exists=True),
-    ] = None,
-    tiling: Annotated[
-        str | None,
-        typer.Option(help="isotropic, axial, sagittal, coronal, or extents: 64,64,64; by default as is there."),
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(help="A collection that holds labels; by default those with seg, label or mask in the name."),
-    ] = None,
-    subject_id: Annotated[
-        str | None, typer.Option(help="Regular expression whose first group in a path is the subject id.")
-    ] = None,
-    align: Annotated[
-        bool, typer.Option("--align/--no-align", help="Demand one grid for all volumes of a subject.")
-    ] = True,
-    workers: Workers = 2,
-) -> None:
-    """Ingest NIfTI files; a rerun goes on with what is missing."""
-    from radiodata.ingest import ingest_niftis
-
-    images = dict(_named(entry) for entry in nifti)
-    if len(images) != len(nifti):
-        raise ConfigError("--nifti names a collection twice: give one glob a collection")
-    with _progress("ingest") as tell:
-        report = ingest_niftis(
-            uri,
-            images,
-            obs_meta=None if obs_meta is None else _read_table(obs_meta),
-            validate_alignment=align,
-            subject_id=subject_id,
-            tiling=tiling,
-            labels=label,
-            workers=workers,
-            progress=tell,
-        )
-    out.print(
-        f"{len(report.added)} subjects added, {len(report.present)} were there: {uri}", highlight=False, markup=False
-    )
+app.command()(ingest)
 
 
 @app.command()
@@ -141,7 +87,7 @@ def verify(
     from radiodata.store import verify as check
 
     cohort = Cohort(uri)
-    with _progress("verify") as tell:
+    with progress("verify") as tell:
         found = check(cohort, collections=collection, sample=sample, seed=seed, workers=workers, progress=tell)
     for problem in found.problems:
         err.print(f"[red]differs:[/red] {escape(str(problem))}", highlight=False, soft_wrap=True)
@@ -166,7 +112,7 @@ def export(
     from radiodata.store import Cohort
 
     cohort = Cohort(uri) if where is None else Cohort(uri).filter(where)
-    with _progress("export") as tell:
+    with progress("export") as tell:
         done = write(cohort, folder, collections=collection, overwrite=overwrite, workers=workers, progress=tell)
     for problem in done.problems:
         err.print(f"[red]refused:[/red] {escape(str(problem))}", highlight=False, soft_wrap=True)
@@ -240,33 +186,6 @@ def _typical(uri: str, names: list[str] | None) -> dict[str, Any]:
     return {"shape": np.median(sizes, axis=0).astype(int).tolist(), "voxel_bytes": voxel, **tile}
 
 
-def _named(entry: str) -> tuple[str, str]:
-    name, separator, files = entry.partition("=")
-    if not (name and separator and files):
-        raise ConfigError(f"--nifti {entry!r}: write NAME=GLOB, such as --nifti CT='imagesTr/*.nii.gz'")
-    return name, files
-
-
-def _read_table(path: Path) -> Any:
-    import pandas as pd
-
-    separator = "\t" if path.suffix == ".tsv" else ","
-    names = pd.read_csv(path, sep=separator, nrows=0).columns
-    key = "obs_subject_id" if "obs_subject_id" in names else names[0]
-    ids = pd.read_csv(path, sep=separator, usecols=[key], dtype=str, na_filter=False)[key]  # as written: 001, NA
-    return pd.read_csv(path, sep=separator).drop(columns=key).set_index(pd.Index(ids, name=key))
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _print_summary(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
@@ -300,7 +219,3 @@ def main() -> None:
     except RadiodataError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""``python -m radiodata.cli``."""
+
+from radiodata.cli import main
+
+main()
