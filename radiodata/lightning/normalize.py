@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from radiodata.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
     from radiodata.store import VolumeCollection
 
@@ -21,8 +22,8 @@ Normalization: TypeAlias = 'Literal["ct", "mr"] | None'
 class Window:
     """Intensities of a training set: clip to ``low..high``, then subtract `mean` and divide by `std`.
 
-    Percentiles 0.5 and 99.5 of all voxels above air, and the moments after clipping, as nnU-Net does for CT
-    (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), here over body voxels.
+    Percentiles 0.5 and 99.5 of the voxels inside labels, and the moments after clipping, as nnU-Net does for CT
+    (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z); of all voxels above air where there are no labels.
     """
 
     low: float
@@ -36,23 +37,20 @@ class Window:
 
 
 def window_of(collection: VolumeCollection) -> Window:
-    """Window of a collection, from the histograms of its volumes; no voxel is read."""
-    table = collection.histograms()
-    values, counts = [], []
-    columns = (table[n].tolist() for n in ("histogram", "histogram_start", "histogram_width"))
-    for histogram, start, width, air in zip(*columns, collection.obs["air_threshold"].tolist(), strict=True):
-        at = np.arange(len(histogram)) + (0.0 if width == 1 else 0.5)  # whole numbers: the bin is the value
-        above = start + width * at > air
-        values.append((start + width * at)[above])
-        counts.append(np.asarray(histogram)[above])
-    return _window(np.concatenate(values), np.concatenate(counts).astype(np.float64))
+    """Window of a collection, from the histograms of its volumes; no voxel is read.
+
+    Of the voxels inside labels, where labels were ingested with every volume; else of those above air.
+    """
+    from radiodata.store.fingerprint import intensities
+
+    inside = collection.obs["foreground_voxels"]
+    labelled = bool(inside.notna().all() and inside.sum() > 0)
+    return _window(*intensities(collection, foreground=labelled))
 
 
-def _window(values: np.ndarray, counts: np.ndarray) -> Window:  # type: ignore[type-arg]
+def _window(values: NDArray[Any], counts: NDArray[Any]) -> Window:
     if not counts.sum():
         return Window(0.0, 1.0, 0.0, 1.0)
-    order = np.argsort(values, kind="stable")
-    values, counts = values[order], counts[order]
     reached = np.cumsum(counts) / counts.sum()
     low, high = (float(values[np.searchsorted(reached, q)]) for q in (0.005, 0.995))
     clipped = np.clip(values, low, high)

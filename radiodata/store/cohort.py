@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from radiodata.store.config import StoreConfig, TilingLike
+    from radiodata.store.fingerprint import Fingerprint
     from radiodata.store.layers import Layers
 
 
@@ -148,6 +149,15 @@ class Cohort(Changes, View["Cohort"]):
         from radiodata.export import to_arrow
 
         return to_arrow(self.obs_meta)
+
+    def fingerprint(self) -> Fingerprint:
+        """Sum up spacings, shapes, intensities and classes, as recorded at ingest; no voxel is read.
+
+        Of a filtered cohort: of what is left.
+        """
+        from radiodata.store.fingerprint import fingerprint
+
+        return fingerprint(self)
 
     def freeze(self) -> Manifest:
         """Manifest of what this cohort or view holds; its hash changes with any voxel, grid or table value.

@@ -224,12 +224,21 @@ class VolumeCollection(View[Volume]):
         rows = {name: pd.Series(column.rows(), self._index, dtype=object) for name, column in columns.items()}
         return pd.DataFrame(rows, index=self._index)
 
-    def histograms(self) -> pd.DataFrame:
+    def histograms(self, *, foreground: bool = False) -> pd.DataFrame:
         """Histogram of every volume: counts, lower edge of the first bin, bin width (physical values).
 
-        Of the voxels above ``air_threshold``.
+        Of the voxels above ``air_threshold``, or of those inside labels (empty where there were none at ingest).
         """
-        return self._extras(["histogram", "histogram_start", "histogram_width"])
+        name = "foreground_histogram" if foreground else "histogram"
+        return self._extras([name, f"{name}_start", f"{name}_width"])
+
+    def components(self) -> pd.DataFrame:
+        """Connected components of every label volume (26 neighbours, the 1,000 largest of each class).
+
+        ``component_labels`` and ``component_voxels`` hold a number each, ``component_boxes`` six: start and stop along
+        x, y and z.
+        """
+        return self._extras(["component_labels", "component_voxels", "component_boxes"])
 
     def source_headers(self) -> list[bytes]:
         """Header of the file of every volume, byte for byte; empty for a derived one."""
