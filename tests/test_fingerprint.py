@@ -59,10 +59,8 @@ def test_intensities_inside_labels_and_of_the_body(made: Any) -> None:
     cohort, truth = made
     inside = np.concatenate([ct[label > 0] for ct, label in truth]).astype(np.float64)
     body = np.concatenate([ct[ct > -900] for ct, _ in truth]).astype(np.float64)
-    for found, values in (
-        (cohort.fingerprint().images["CT"].foreground, inside),
-        (cohort.fingerprint().images["CT"].body, body),
-    ):
+    images = cohort.fingerprint().images["CT"]
+    for found, values in ((images.foreground, inside), (images.body, body)):
         assert found.voxels == len(values)
         np.testing.assert_allclose((found.mean, found.std), (values.mean(), values.std()))
         np.testing.assert_allclose(
@@ -167,7 +165,7 @@ def test_subjects_are_cut_to_their_foreground_alike(tmp_path: Path) -> None:
 def test_volumes_are_resampled_and_clipped(tmp_path: Path) -> None:
     from radiodata.pipeline import Clip, Resample
 
-    ct, label = subject(tmp_path, 0)
+    subject(tmp_path, 0)
     images = {"CT": tmp_path / "CT", "seg": tmp_path / "seg"}
     ingest_niftis(str(tmp_path / "plain"), images, tiling=8)
     ingest_niftis(str(tmp_path / "c"), images, spacing=(1.5, 1.5, 2.5), window=(-200, 300), tiling=8)
