@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # the comma of "A (x, y),B" that ends a name
 READERS = ("RadiObject", "blosc2")  # the peers of what reads voxels
-MODULES = {"patch": "benchmarks.patch", "loader": "benchmarks.loader", "table": "benchmarks.table"}
+MODULES = {name: f"benchmarks.{name}" for name in ("patch", "loader", "table", "ingest")}
 
 
 @dataclass(frozen=True)
