@@ -88,3 +88,16 @@ def test_crop_affine_places_voxel_zero_where_the_start_was() -> None:
 def test_an_axis_without_direction_is_refused() -> None:
     with pytest.raises(ValueError, match="axis without direction"):
         geometry.ras_transform(np.diag([1.0, 0.0, 1.0, 1.0]))
+
+
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 70), st.integers(1, 20), st.integers(1, 70)),
+    st.permutations([0, 1, 2]),
+    st.tuples(*[st.sampled_from([1, -1])] * 3),
+)
+def test_c_order_is_a_copy(shape: tuple[int, int, int, int], order: list[int], steps: tuple[int, int, int]) -> None:
+    voxels = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    turned = geometry.reorient(voxels, np.array(list(zip(order, steps, strict=True)), np.int8))
+    copy = geometry.c_order(turned)
+    assert copy.flags.c_contiguous
+    np.testing.assert_array_equal(copy, turned)

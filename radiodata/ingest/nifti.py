@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from radiodata.geometry import axis_codes, ras_transform, reorient, reorient_affine
+from radiodata.geometry import axis_codes, c_order, ras_transform, reorient, reorient_affine
 from radiodata.ingest.exact import InexactError, exact
 from radiodata.ingest.files import NiftiError, beginning, content, halves_of, inflated
 from radiodata.ingest.items import Grid, Loaded
@@ -119,7 +119,7 @@ def load(path: Path, *, orient: str | None = "RAS", label: bool = False) -> Load
         affine = reorient_affine(affine, turn, grid.shape)
         voxels = reorient(voxels, turn)
     return Loaded(
-        voxels=np.ascontiguousarray(voxels),
+        voxels=c_order(voxels),
         slope=slope,
         intercept=intercept,
         affine=affine,

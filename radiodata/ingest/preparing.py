@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from radiodata.errors import ConfigError, GeometryError
+from radiodata.geometry import c_order
 from radiodata.ingest.items import Grid
 from radiodata.ingest.transforms import Clip, Crop, CropForeground, Resample
 
@@ -77,7 +78,7 @@ class Preparation:
         if not channels.size:
             raise GeometryError(f"nothing of it is left after {', '.join(self.steps)}")
         return dataclasses.replace(
-            loaded, voxels=np.ascontiguousarray(channels), slope=1.0, intercept=0.0, affine=affine, header=b""
+            loaded, voxels=c_order(channels), slope=1.0, intercept=0.0, affine=affine, header=b""
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from radiodata.geometry import axis_codes, ras_transform, reorient
+from radiodata.geometry import axis_codes, c_order, ras_transform, reorient
 from radiodata.ingest.dicom.masks import masks, own_grid
 from radiodata.ingest.dicom.scan import read_bytes
 from radiodata.ingest.dicom.voxels import digest, load
@@ -97,7 +97,7 @@ class LabelSource:
         channels = voxels[None] if orient is None else reorient(voxels[None], ras_transform(grid.affine))
         told = (f"labels overlap in {overlap} voxels: the smaller keep them",) if overlap else ()
         return Loaded(
-            np.ascontiguousarray(channels),
+            c_order(channels),
             1.0,
             0.0,
             grid.turned(orient).affine,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.geometry import axis_codes, ras_transform, reorient, reorient_affine
+from radiodata.geometry import axis_codes, c_order, ras_transform, reorient, reorient_affine
 from radiodata.ingest.dicom.scan import DicomError, parsing, read_bytes, read_dataset
 from radiodata.ingest.exact import InexactError, exact
 from radiodata.ingest.items import Loaded
@@ -54,13 +54,13 @@ def load(stack: Stack, *, orient: str | None = "RAS") -> Loaded:
         slope, intercept = 1.0, 0.0
     if cube.ndim == 5:  # colours are channels
         cube = np.moveaxis(cube, -1, 1).reshape(-1, *cube.shape[1:4])
-    voxels, affine = np.ascontiguousarray(cube.transpose(0, 3, 2, 1)), stack.affine
+    voxels, affine = cube.transpose(0, 3, 2, 1), stack.affine
     if orient == "RAS":
         turn = ras_transform(affine)
         affine = reorient_affine(affine, turn, voxels.shape[1:])
-        voxels = np.ascontiguousarray(reorient(voxels, turn))
+        voxels = reorient(voxels, turn)
     return Loaded(
-        voxels,
+        c_order(voxels),
         slope,
         intercept,
         affine,
