@@ -9,6 +9,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 DATA ?= ct_isotropic
 ARGS ?=
+JOBS ?= 2
 
 OLD = .venv/pandas2-$(notdir $(VENV))
 OLD_TESTS = store_table expression views mutation format export
@@ -30,10 +31,10 @@ types: $(INSTALLED)
 	$(BIN)/mypy radiodata
 
 tests: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 quick: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 pandas2: $(OLD)/.installed
 	$(OLD)/bin/python -m pytest -m "not slow" $(OLD_TESTS:%=tests/test_%.py) $(ARGS)

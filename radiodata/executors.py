@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +76,8 @@ def processes(workers: int) -> Iterator[Submit]:
 
 def _end_with(parent: int) -> None:
     """End this process when its parent is gone: what it writes then belongs to a run that is dead."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # at once, whatever it is doing
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -80,3 +85,6 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="radiodata-parent", daemon=True).start()
+
+
+_PR_SET_PDEATHSIG = 1

@@ -194,6 +194,7 @@ def test_tables_are_filtered_as_numpy_does_by_every_contender(tmp_path):
     assert "x pandas" in done.stdout
 
 
+@pytest.mark.filterwarnings("ignore:Engine has switched")  # where numexpr is there, pandas tries it
 def test_a_filter_that_gives_other_ids_is_refused(tmp_path):
     from benchmarks.contenders.tables import Csv
 

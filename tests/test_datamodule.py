@@ -125,8 +125,8 @@ def test_images_are_normalised_by_training_subjects_only(cohort: Cohort) -> None
     data = module(cohort)
     data.setup()
     train = cohort.subset(data.subjects["train"])
-    voxels = np.concatenate([v.to_numpy().ravel() for v in train.CT]).astype(np.float64)
-    body = voxels[voxels > -900]
+    pairs = zip(train.CT, train["seg"], strict=True)
+    body = np.concatenate([ct.to_numpy()[seg.to_numpy() > 0] for ct, seg in pairs]).astype(np.float64)
     low, high = np.percentile(body, [0.5, 99.5], method="inverted_cdf")
     clipped = np.clip(body, low, high)
     batch = next(iter(data.val_dataloader()))

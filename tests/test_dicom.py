@@ -226,12 +226,13 @@ def test_what_is_no_image_is_told(tmp_path: Path) -> None:
     report.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
     found = read_series(tmp_path)
-    told = {Path(p.where).name: p.why for p in found.problems}
+    told = {Path(p.where).name: p.why for p in found.skipped}
+    assert not found.problems
     assert told == {
         "notes.txt": "is no DICOM file",
         "empty": "is no DICOM file",
         "zeros.dcm": "is no DICOM file",
-        "report.dcm": "holds no pixels",
+        "report.dcm": "holds no pixels: Basic Text SR Storage",
     }
     assert len(found.series) == 1
 

@@ -111,7 +111,9 @@ def test_what_cannot_be_taken_is_skipped_and_listed(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-40])
     (tmp_path / "in" / "notes.txt").write_text("nothing")
     uri = str(tmp_path / "c")
-    with pytest.raises(IngestError, match=r"nothing was written.*(?s:.)*notes\.txt: is no DICOM file"):
+    cut = tmp_path / "in" / "cut.dcm"
+    cut.write_bytes(damaged.read_bytes()[:180])
+    with pytest.raises(IngestError, match=r"nothing was written.*(?s:.)*cut\.dcm: "):
         ingest_dicom(uri, tmp_path / "in", privacy=KEY, tiling=8)
     assert not Path(uri).exists()
     plan = ingest_dicom(uri, tmp_path / "in", privacy=KEY, on_error="skip", dry_run=True)
@@ -121,11 +123,27 @@ def test_what_cannot_be_taken_is_skipped_and_listed(tmp_path: Path) -> None:
     report.to_csv(tmp_path / "refused.csv")
     text = (tmp_path / "refused.csv").read_text()
     assert "im002.dcm" in text
-    assert "is no DICOM file" in text
+    assert "cut.dcm" in text
     assert "where,why" in text
+    assert any("notes.txt: is no DICOM file" in str(note) for note in report.notes)
 
 
 # privacy ---------------------------------------------------------------------------------------
+
+
+def test_what_was_ingested_comes_out_as_nifti(tmp_path: Path) -> None:
+    import nibabel as nib
+
+    from radiodata.export import export
+
+    made = patients(tmp_path / "in", 2)
+    ingest_dicom(str(tmp_path / "c"), tmp_path / "in", privacy=KEY, tiling=8)
+    done = export(Cohort(tmp_path / "c"), tmp_path / "out")
+    truths = [in_ras(series) for series in made.values()]
+    for path in (tmp_path / "out" / "CT").glob("*.nii.gz"):
+        image = nib.load(path)
+        assert any(np.array_equal(np.asanyarray(image.dataobj), truth) for truth in truths)
+    assert len([f for f in done.files if f.parent.name == "CT"]) == 2
 
 
 def test_the_key_is_made_once_and_kept_beside_the_cohort(tmp_path: Path) -> None:

@@ -206,5 +206,5 @@ def test_damage_is_noticed(sealed: Cohort, keys: dict[str, ReadConfig]) -> None:
 
 def test_several_channels_and_large_tables_are_encrypted_too(tmp_path: Path, keys: dict[str, ReadConfig]) -> None:
     files = [save(np.full((5, 6, 7), i, np.int16), np.eye(4), tmp_path / "CT" / f"s{i:03d}.nii") for i in range(40)]
-    cohort = Cohort.from_niftis(tmp_path / "sealed", {"CT": files}, read=keys["env"])
+    cohort = Cohort.from_niftis(tmp_path / "sealed", {"CT": files}, read=keys["file"])  # in processes, too
     assert [int(volume.to_numpy()[0, 0, 0]) for volume in cohort.CT] == list(range(40))

@@ -16,6 +16,7 @@ pytest.importorskip("pydicom", reason="needs radiodata[dicom]")
 
 from radiodata.ingest import nifti
 from radiodata.ingest.dicom import DicomError, load, read_series
+from radiodata.ingest.dicom.sources import LabelSource
 from radiodata.ingest.items import Loaded
 
 # what pydicom says of values that are not as they should be
@@ -54,14 +55,17 @@ def manifest(shared: Path) -> dict[str, dict[str, str]]:
 def volumes(path: Path, **how: Any) -> tuple[list[Loaded], list[str]]:
     """Volumes of a path, and what was said of what gave none."""
     found = read_series(path, **how)
-    made, told = [], [str(problem) for problem in found.problems]
+    made, told = [], [str(problem) for problem in (*found.problems, *found.skipped)]
     for series in found.series:
         for stack in series.stacks:
             try:
                 made.append(load(stack))
             except DicomError as error:
                 told.append(str(error))
-    return made, told
+    labels = [
+        LabelSource(file, None, tuple((n, n) for n, _ in file.names), "") for file in found.labels if file.kind == "SEG"
+    ]
+    return [*made, *(label.load("RAS", label=True) for label in labels)], told
 
 
 def physical(volume: Any) -> np.ndarray:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from radiodata.errors import Problem, RadiodataError
+from radiodata.errors import Problem, RadiodataError, StoreError
 from radiodata.ingest.checks import misaligned
 from radiodata.ingest.preparing import Preparation, grid_of
 from radiodata.ingest.volume import Slot, Written, load_item, write_item
 from radiodata.store import layout
+from radiodata.store.context import context
+from radiodata.store.runs import may_write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +34,15 @@ class Job:
     ----------
     folders
         Of each collection, below `uri`.
+    mark
+        Of the run: without it, what is written is nobody's.
     """
 
     uri: str
     kinds: dict[str, str]
     folders: dict[str, str]
     run: str
+    mark: str
     config: StoreConfig
     read: ReadConfig
     preparation: Preparation
@@ -92,6 +97,8 @@ class _Work:
             loaded = job.preparation.prepare(loaded, kind, self._cut_for(loaded, kind))
         if kind == "label":
             self._remember(loaded)
+        if not may_write(job.mark, context(job.read)):
+            raise StoreError(f"the run {job.run} that ingests into {job.uri} has ended: nothing more is written for it")
         slot = Slot(item.collection, layout.join(job.uri, job.folders[item.collection]), kind, job.run, place)
         inside = self._on(grid_of(loaded)) if kind == "image" else None
         return write_item(item, self._subject.subject, loaded, slot, job.config, job.read, inside)

@@ -18,7 +18,7 @@ from radiodata.ingest.target import Target, columns_of
 from radiodata.store import commits, layout
 from radiodata.store.config import ReadConfig, StoreConfig
 from radiodata.store.context import context
-from radiodata.store.runs import clean_abandoned
+from radiodata.store.runs import clean_abandoned, mark_of
 from radiodata.store.writing import Batches, Writer
 
 if TYPE_CHECKING:
@@ -142,7 +142,10 @@ def _run(
     """Write subjects in a run; what was refused or cut short leaves nothing behind."""
     with Writer(target.uri, target.read) as writer:
         folders = target.folders(writer, begin=not atomic)
-        job = Job(target.uri, target.kinds, folders, writer.run, target.config, target.read, _preparation(options))
+        mark = mark_of(target.uri, writer.run, writer.ctx)
+        job = Job(
+            target.uri, target.kinds, folders, writer.run, mark, target.config, target.read, _preparation(options)
+        )
         added, problems, notes = _write_all(target, writer, job, subjects, atomic, options)
         if not (atomic and problems):
             target.optimize(writer)

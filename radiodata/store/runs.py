@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from radiodata.store.record import Record
 
 _STALE_SECONDS = 7 * 24 * 3600
+_ATTEMPTS = 8
 
 
 def begin_run(uri: str, ctx: tiledb.Ctx) -> str:
@@ -55,11 +56,37 @@ def clean_abandoned(uri: str, config: ReadConfig) -> list[str]:
     A run is dead when its process on this machine is gone, or when it began a week ago elsewhere.
     """
     ctx = context(config)
-    dead = [mark.split(".")[0] for mark in _marks(uri, tiledb.VFS(ctx=ctx)) if not _alive(mark)]
-    for run in dead:
+    vfs = tiledb.VFS(ctx=ctx)
+    dead = [mark for mark in _marks(uri, vfs) if not _alive(mark)]
+    for mark in dead:
+        _condemn(uri, mark, vfs)
+    runs = [mark.split(".")[0] for mark in dead]
+    for run in runs:
         clean_run(uri, run, config)
         end_run(uri, run, ctx)
-    return dead
+    return runs
+
+
+def mark_of(uri: str, run: str, ctx: tiledb.Ctx) -> str:
+    """URI of the mark of a run: while it is there, the run may write."""
+    (mark,) = (m for m in _marks(uri, tiledb.VFS(ctx=ctx)) if m.startswith(f"{run}."))
+    return join(uri, RUNS, mark)
+
+
+def may_write(mark: str, ctx: tiledb.Ctx) -> bool:
+    """Whether a run goes on; a worker that outlives it must ask, for what it writes then is nobody's."""
+    return bool(tiledb.VFS(ctx=ctx).is_file(mark))
+
+
+def _condemn(uri: str, mark: str, vfs: tiledb.VFS) -> None:
+    """Rename the mark of a dead run, so that workers which outlived it see that it is dead, and others clean it."""
+    name = f"{mark.split('.')[0]}.dead.0.0.0"
+    if mark != name:
+        try:
+            vfs.move_file(join(uri, RUNS, mark), join(uri, RUNS, name))
+        except tiledb.TileDBError:
+            if vfs.is_file(join(uri, RUNS, mark)):  # else another process was quicker
+                raise
 
 
 def _marks(uri: str, vfs: tiledb.VFS) -> list[str]:
@@ -148,22 +175,29 @@ def _alive(mark: str) -> bool:
 
 
 def _clean_shard(shard: str, kept: set[int], vfs: tiledb.VFS, ctx: tiledb.Ctx) -> None:
-    try:
-        if kept:
-            _delete_slots_but(shard, kept, vfs, ctx)
-        else:
-            vfs.remove_dir(shard)  # not tiledb.remove: a shard whose creation was cut short is no array
-    except tiledb.TileDBError:
-        if vfs.is_dir(shard):  # else another process cleaned it first
-            raise
+    if kept:
+        _insist(lambda: _delete_slots_but(shard, kept, vfs, ctx), shard, vfs)
+    else:
+        _remove(shard, vfs)  # not tiledb.remove: a shard whose creation was cut short is no array
 
 
 def _remove(folder: str, vfs: tiledb.VFS) -> None:
-    try:
-        vfs.remove_dir(folder)
-    except tiledb.TileDBError:
-        if vfs.is_dir(folder):  # else another process cleaned it first
-            raise
+    _insist(lambda: vfs.remove_dir(folder), folder, vfs)
+
+
+def _insist(remove: Callable[[], None], folder: str, vfs: tiledb.VFS) -> None:
+    """Remove something that a worker which outlived its run may still write to, or another process may clean."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            remove()
+        except tiledb.TileDBError:
+            if not vfs.is_dir(folder):
+                return
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.1 * (attempt + 1))
+        else:
+            return
 
 
 def _delete_slots_but(shard: str, kept: Collection[int], vfs: tiledb.VFS, ctx: tiledb.Ctx) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.ingest.dicom.scan import DicomError
+from radiodata.ingest.dicom.scan import DicomError, NoImageError
 
 if TYPE_CHECKING:
     import pydicom
@@ -76,6 +76,9 @@ def frames_of(header: Header) -> list[Frame]:
     data = header.dataset
     rows, columns = _demanded(data, "Rows"), _demanded(data, "Columns")
     if rows < 1 or columns < 1:
+        name = getattr(data.get("SOPClassUID"), "name", "")
+        if name and "Image" not in name:
+            raise NoImageError(f"holds no pixels: {name}")
         raise DicomError("holds no pixels")
     functional = data.get("PerFrameFunctionalGroupsSequence")
     if functional:

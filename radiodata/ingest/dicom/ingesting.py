@@ -98,7 +98,7 @@ def ingest_dicom(
     gathered.add_labels(found, _values(uri, found.labels, label_values, options.get("read")), bool(label_values))
     table = subject_table(obs_meta)
     subjects, problems = gathered.subjects(table)
-    inputs = Inputs(gathered.kinds, subjects, [*found.problems, *problems], gathered.notes, table)
+    inputs = Inputs(gathered.kinds, subjects, [*found.problems, *problems], [*found.skipped, *gathered.notes], table)
     if not gathered.kinds and not inputs.problems:
         raise ConfigError(f"no DICOM file lies in {', '.join(str(p) for p in paths)}")
     return ingest(uri, inputs, options)

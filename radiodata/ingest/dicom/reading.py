@@ -11,7 +11,7 @@ from radiodata.errors import Problem
 from radiodata.executors import of_caller, threads
 from radiodata.ingest.dicom.frames import frames_of
 from radiodata.ingest.dicom.labels import LabelFile, is_label, label_file
-from radiodata.ingest.dicom.scan import DicomError, Header, find, parsing, read_dataset
+from radiodata.ingest.dicom.scan import DicomError, Header, NoImageError, find, parsing, read_dataset
 from radiodata.ingest.dicom.stacks import stacks_of
 
 if TYPE_CHECKING:
@@ -52,12 +52,15 @@ class Found:
     labels
         Segmentations and structure sets.
     problems
-        Files and series that were passed over, and why.
+        Damaged files, and series that cannot be taken, and why.
+    skipped
+        Files that are no DICOM images: other files, directories of DICOM files, reports, plans.
     """
 
     series: list[Series] = field(default_factory=list)
     labels: list[LabelFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list)
 
 
 @dataclass
@@ -68,6 +71,7 @@ class _Read:
     headers: dict[str, pydicom.Dataset] = field(default_factory=dict)
     labels: list[LabelFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list)
 
     def add(self, other: _Read) -> None:
         """Take what other files hold."""
@@ -76,6 +80,7 @@ class _Read:
             self.headers.setdefault(uid, other.headers[uid])
         self.labels.extend(other.labels)
         self.problems.extend(other.problems)
+        self.skipped.extend(other.skipped)
 
 
 def read_series(*roots: str | Path, irregular: Irregular = "refuse", workers: int = 8, executor: Any = None) -> Found:
@@ -99,7 +104,7 @@ def read_series(*roots: str | Path, irregular: Irregular = "refuse", workers: in
     with threads(workers) if executor is None else nullcontext(of_caller(executor)) as pool:
         for future in [pool.submit(_read_chunk, chunk) for chunk in chunks]:
             read.add(future.result())
-    found = Found(labels=read.labels, problems=read.problems)
+    found = Found(labels=read.labels, problems=read.problems, skipped=read.skipped)
     for uid, frames in read.frames.items():
         found.series.extend(_series(uid, read.headers[uid], frames, irregular, found.problems))
     return found
@@ -128,6 +133,8 @@ def _read_chunk(sources: Sequence[Source]) -> _Read:
     for source in sources:
         try:
             _read(read, source)
+        except NoImageError as error:
+            read.skipped.append(Problem(str(source), str(error)))
         except DicomError as error:
             read.problems.append(Problem(str(source), str(error)))
     return read

@@ -26,6 +26,10 @@ class DicomError(RadiodataError, ValueError):
     """A file that is no whole DICOM image, or a series that is no volume."""
 
 
+class NoImageError(DicomError):
+    """A file that is no DICOM image, and does not claim to be one."""
+
+
 @dataclass(frozen=True, order=True)
 class Source:
     """A file, or a member of an archive."""
@@ -139,9 +143,9 @@ def read_dataset(source: Source, *, pixels: bool = False, data: bytes | None = N
         bare = head[128:132] != b"DICM"
         dataset = pydicom.dcmread(file, force=bare, stop_before_pixels=not pixels) if _plausible(head) else None
     if dataset is None:
-        raise DicomError("is no DICOM file")
+        raise NoImageError("is no DICOM file")
     if dataset.get("SOPClassUID") == "1.2.840.10008.1.3.10":
-        raise DicomError("is a DICOMDIR: the files that it lists are read where they lie")
+        raise NoImageError("is a DICOMDIR: the files that it lists are read where they lie")
     return dataset
 
 
