@@ -182,6 +182,7 @@ def test_json_has_every_case_with_its_spread(quick):
         assert row["ratios"] == {"RadiObject": None, "blosc2": None}
 
 
+@pytest.mark.slow
 def test_tables_are_filtered_as_numpy_does_by_every_contender(tmp_path):
     pytest.importorskip("pyarrow")
     done = command("run", "table", "--quick", "--json", str(tmp_path / "table.json"), "--data", str(tmp_path / "data"))

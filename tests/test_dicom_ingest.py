@@ -271,6 +271,7 @@ def as_bytes(cell: Any) -> bytes:
     return cell if isinstance(cell, bytes) else str(cell).encode()
 
 
+@pytest.mark.slow
 def test_nothing_identifying_of_real_scans_is_in_any_byte(shared_data: Path, tmp_path: Path) -> None:
     roots = [shared_data / n for n in ("dicom_ref", "dicom_odd", "dicom_seg", "dicom_hard", "multimodal", "corrupt")]
     report = ingest_dicom(str(tmp_path / "c"), roots, privacy=KEY, on_error="skip", tiling=64)

@@ -52,6 +52,7 @@ def niftis(shared_data: Path) -> list[tuple[str, str]]:
     return [(path, expect) for path, expect in rows if path.endswith((".nii", ".nii.gz"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orient", ["RAS", None])
 def test_every_nifti_of_the_manifest_comes_back_or_is_refused(
     shared_data: Path, tmp_path: Path, orient: str | None

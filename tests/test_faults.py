@@ -357,6 +357,7 @@ def test_leaving_in_mid_epoch_leaves_nothing_behind(
     wait_until_gone(team)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(cohort: Cohort, tmp_path: Path) -> None:
     process, _ = launch(script(cohort, tmp_path, method="spawn", bare=True))
     _, errors = finish(process)

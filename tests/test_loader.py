@@ -311,6 +311,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_real_processes_see_the_same_global_batches(
     cohort: Cohort, reference: list[dict[str, Any]], tmp_path: Path
 ) -> None:

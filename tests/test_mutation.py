@@ -281,6 +281,7 @@ def test_optimize_forgets_and_frees(cohort: Cohort, make_files: MakeFiles) -> No
     whole(small.append(make_files(1), obs_meta=rows(0)))
 
 
+@pytest.mark.slow
 def test_many_small_commits_do_not_make_many_segments(cohort: Cohort) -> None:
     for n in range(70):
         cohort = cohort.update_obs_meta(pd.DataFrame({"age": [n]}, [cohort.subjects[n % 3]]))
@@ -309,6 +310,7 @@ def test_writers_take_turns_and_lose_nothing(cohort: Cohort) -> None:
     assert [done.obs_meta[f"c{k}"].iloc[0] for k in range(3)] == [7, 7, 7]
 
 
+@pytest.mark.slow
 def test_readers_see_a_version_whole_while_writers_write(cohort: Cohort, make_files: MakeFiles) -> None:
     """`a` and `b` are written together, and optimize removes old segments: nobody may see one without the other."""
     stop, seen, errors = threading.Event(), set(), []

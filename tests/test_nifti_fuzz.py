@@ -96,6 +96,7 @@ def test_damage_gives_an_error_or_voxels(tmp_path: Path) -> None:
     assert min(seen.values()) > MANY // 10, seen
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
     raw, _ = whole(0)
     with gzip.open(tmp_path / "bomb.nii.gz", "wb", compresslevel=9) as file:

@@ -20,6 +20,7 @@ from radiodata.geometry import axis_codes, c_order, ras_transform, reorient, reo
 from radiodata.ingest.exact import InexactError, exact
 from radiodata.ingest.files import NiftiError, beginning, content, halves_of, inflated
 from radiodata.ingest.items import Grid, Loaded
+from radiodata.store.verify import HASH_DIGITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,10 +139,10 @@ def _header(halves: Sequence[Path]) -> Any:
 
 
 def _digest(contents: Sequence[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()
     for data in contents:
         digest.update(data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def _voxels(header: Any, contents: Sequence[bytes]) -> tuple[Voxels, bytes]:

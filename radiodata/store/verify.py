@@ -40,12 +40,16 @@ class Verified:
     problems: tuple[Problem, ...]
 
 
+HASH_DIGITS = 32
+"""Hexadecimal digits of a SHA-256 that are kept, of voxels and of files: 128 bits."""
+
+
 def content_hash(voxels: Voxels) -> str:
     """Hash of a volume as it is stored, ``(channel, x, y, z)`` in C order: dtype, shape and voxels."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.sha256()  # processors have instructions for it: two and a half times as fast as BLAKE2
     digest.update(f"{voxels.dtype.str}{voxels.shape}".encode())
     digest.update(np.ascontiguousarray(voxels).data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def verify(

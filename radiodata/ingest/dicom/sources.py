@@ -13,6 +13,7 @@ from radiodata.ingest.dicom.masks import masks, own_grid
 from radiodata.ingest.dicom.scan import read_bytes
 from radiodata.ingest.dicom.voxels import digest, load
 from radiodata.ingest.items import Grid, Loaded
+from radiodata.store.verify import HASH_DIGITS
 
 if TYPE_CHECKING:
     from radiodata.ingest.dicom.labels import LabelFile
@@ -82,7 +83,7 @@ class LabelSource:
 
     def digest(self) -> str:
         """Hash of its file."""
-        return hashlib.blake2b(read_bytes(self.file.source), digest_size=16).hexdigest()
+        return hashlib.sha256(read_bytes(self.file.source)).hexdigest()[:HASH_DIGITS]
 
     def load(self, orient: str | None, *, label: bool) -> Loaded:
         """Draw it; where labels overlap, the smaller keeps its voxels, and how many there are is told."""

@@ -11,6 +11,7 @@ from radiodata.geometry import axis_codes, c_order, ras_transform, reorient, reo
 from radiodata.ingest.dicom.scan import DicomError, parsing, read_bytes, read_dataset
 from radiodata.ingest.exact import InexactError, exact
 from radiodata.ingest.items import Loaded
+from radiodata.store.verify import HASH_DIGITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,15 +78,15 @@ def digest(stack: Stack) -> str:
 
 
 def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.sha256(data).digest()
 
 
 def _combined(stack: Stack, hashes: Mapping[Source, bytes]) -> str:
-    whole = hashlib.blake2b(digest_size=16)
+    whole = hashlib.sha256()
     for channel in stack.frames:
         for frame in channel:
             whole.update(hashes[frame.source] + f"{frame.index} {frame.tile};".encode())
-    return whole.hexdigest()
+    return whole.hexdigest()[:HASH_DIGITS]
 
 
 def _rescaled(plane: Voxels, frame: Frame) -> Voxels:
