@@ -159,6 +159,24 @@ def test_every_executor_makes_the_same_store(
     assert told == [(n, SUBJECTS) for n in range(1, SUBJECTS + 1)]
 
 
+@pytest.mark.slow
+def test_a_node_that_is_lost_changes_nothing(files: Files, tmp_path: Path, cluster: Any) -> None:
+    images, lost = {n: files.root / n for n in ("CT", "seg")}, list[int]()
+    ingest_niftis(str(tmp_path / "truth"), images, tiling=16)
+    with cluster.get_client() as client:
+        first, *_ = client.run(os.getpid).values()
+
+        def kill(done: int, total: int) -> None:
+            if not lost:
+                lost.append(first)
+                os.kill(first, signal.SIGKILL)  # its nanny begins another, and its tasks are done again
+
+        ingest_niftis(str(tmp_path / "c"), images, executor=client, tiling=16, progress=kill)
+    assert lost
+    assert state(tmp_path / "c") == state(tmp_path / "truth")
+    assert not left_behind(tmp_path / "c")
+
+
 class Mortal:
     """A source whose process dies when its voxels are asked for."""
 

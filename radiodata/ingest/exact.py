@@ -11,6 +11,7 @@ from radiodata.errors import RadiodataError
 if TYPE_CHECKING:
     from radiodata._typing import Voxels
 
+_WORK = ("int16", "int32", "int64")
 _IMAGE_DTYPES = ("int16", "uint16", "int32", "uint32", "int64", "uint64")
 
 
@@ -45,10 +46,16 @@ def _exact_ints(stored: Voxels, slope: float, intercept: float, label: bool) -> 
     if (slope, intercept) == (1.0, 0.0):
         return _narrow(stored, label), 1.0, 0.0
     if slope.is_integer() and intercept.is_integer() and stored.size:
-        lowest, highest = int(stored.min()), int(stored.max())
-        parts = [lowest, highest, int(slope), lowest * int(slope), highest * int(slope), int(intercept)]
-        if max(abs(part) for part in parts) < 2**61:
-            return _narrow(stored.astype(np.int64) * int(slope) + int(intercept), label), 1.0, 0.0
+        a, b, ends = int(slope), int(intercept), (int(stored.min()), int(stored.max()))
+        reached = [*ends, a, b, *(a * end for end in ends), *(a * end + b for end in ends)]
+        if max(abs(value) for value in reached) < 2**61:
+            # in the narrowest dtype that holds all that is passed through: of a CT, a quarter of the memory
+            work = next(n for n in _WORK if np.iinfo(n).min <= min(reached) and max(reached) <= np.iinfo(n).max)
+            values = stored.astype(work)
+            if a != 1:
+                values *= np.dtype(work).type(a)
+            values += np.dtype(work).type(b)
+            return _narrow(values, label), 1.0, 0.0
     return _narrow(stored, label), slope, intercept
 
 

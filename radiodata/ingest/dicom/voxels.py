@@ -39,20 +39,16 @@ def load(stack: Stack, *, orient: str | None = "RAS") -> Loaded:
     """
     files = _Files()
     scales = {(f.slope, f.intercept) for channel in stack.frames for f in channel}
-    planes = [[files.plane(frame) for frame in channel] for channel in stack.frames]
-    dtypes = {plane.dtype for channel in planes for plane in channel}
+    stored, dtypes = _stored(stack, files)
+    cube, slope, intercept = stored, 1.0, 0.0
     if len(scales) == 1:
-        (scale,) = scales
-        stored = np.stack([np.stack(channel) for channel in planes]).astype(np.result_type(*dtypes), copy=False)
         try:
-            values, slope, intercept = exact(stored.ravel(), *scale)
+            values, slope, intercept = exact(stored.ravel(), *scales.pop())
         except InexactError as error:
             raise DicomError(str(error)) from error
-        cube: Voxels = values.reshape(stored.shape)
+        cube = values.reshape(stored.shape)
     else:
-        pairs = zip(planes, stack.frames, strict=True)
-        cube = np.stack([np.stack([_rescaled(p, f) for p, f in zip(*both, strict=True)]) for both in pairs])
-        slope, intercept = 1.0, 0.0
+        cube = _rescaled(stored, stack)
     if cube.ndim == 5:  # colours are channels
         cube = np.moveaxis(cube, -1, 1).reshape(-1, *cube.shape[1:4])
     voxels, affine = cube.transpose(0, 3, 2, 1), stack.affine
@@ -65,7 +61,7 @@ def load(stack: Stack, *, orient: str | None = "RAS") -> Loaded:
         slope,
         intercept,
         affine,
-        source_dtype="/".join(sorted(str(d) for d in dtypes)),
+        source_dtype="/".join(sorted(dtypes)),
         source_orientation=axis_codes(stack.affine),
         source_hash=_combined(stack, files.hashes),
     )
@@ -89,8 +85,33 @@ def _combined(stack: Stack, hashes: Mapping[Source, bytes]) -> str:
     return whole.hexdigest()[:HASH_DIGITS]
 
 
-def _rescaled(plane: Voxels, frame: Frame) -> Voxels:
-    return (plane * np.float64(frame.slope) + frame.intercept).astype(np.float32)
+def _stored(stack: Stack, files: _Files) -> tuple[Voxels, set[str]]:
+    """Stored values ``(channel, z, row, column[, colour])``, and the dtypes of the files."""
+    out: Voxels | None = None
+    dtypes = set()
+    for c, channel in enumerate(stack.frames):
+        for z, frame in enumerate(channel):
+            plane = files.plane(frame)
+            dtypes.add(str(plane.dtype))
+            if out is None:
+                out = np.empty((len(stack.frames), len(channel), *plane.shape), plane.dtype)
+            elif plane.shape != out.shape[2:]:
+                raise DicomError(f"{frame.source}: its plane is {plane.shape}, and those before are {out.shape[2:]}")
+            elif plane.dtype != out.dtype:
+                out = out.astype(np.result_type(out.dtype, plane.dtype), copy=False)
+            out[c, z] = plane
+    if out is None:
+        raise DicomError(f"series {stack.series} has no frames")
+    return out, dtypes
+
+
+def _rescaled(stored: Voxels, stack: Stack) -> Voxels:
+    """Physical values, of slopes that differ from plane to plane."""
+    out = np.empty(stored.shape, np.float32)
+    for c, channel in enumerate(stack.frames):
+        for z, frame in enumerate(channel):
+            out[c, z] = stored[c, z] * np.float64(frame.slope) + frame.intercept
+    return out
 
 
 class _Files:
