@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +14,6 @@ import pandas as pd
 import pytest
 
 from radiodata.store import Cohort
-
-LEAST_DEPTH = 800
-
-
-def pytest_runtest_setup() -> None:
-    """Give back what is lost of the recursion count: CPython 3.11 lowers it in long runs of thousands of tests."""
-    left = depth_left()
-    if left < LEAST_DEPTH:
-        sys.setrecursionlimit(sys.getrecursionlimit() + 1000 - left)
-
-
-def depth_left() -> int:
-    """How much deeper calls may go."""
-    deepest = 0
-
-    def down(depth: int) -> None:
-        nonlocal deepest
-        deepest = depth
-        down(depth + 1)
-
-    try:
-        down(0)
-    except RecursionError:
-        return deepest
-    raise AssertionError("there is no limit")
-
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(40, 36, 30), (33, 40, 28), (20, 44, 37), (36, 35, 34), (41, 30, 33), (38, 39, 26)]

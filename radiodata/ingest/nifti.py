@@ -148,7 +148,11 @@ def _digest(contents: Sequence[bytes]) -> str:
 def _voxels(header: Any, contents: Sequence[bytes]) -> tuple[Voxels, bytes]:
     """Voxels in the order of the file, and the bytes before them in a single file."""
     pair = len(contents) > 1
-    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
+    shape, dtype, offset = (
+        header.get_data_shape(),
+        header.get_data_dtype(),
+        _sensible(lambda: int(header["vox_offset"])),
+    )
     need, least = int(np.prod(shape, dtype=object)) * dtype.itemsize, 0 if pair else len(header.binaryblock)
     data = inflated(contents[-1], offset + need) if offset >= least else b""
     if len(data) < offset + need or offset < least:

@@ -197,6 +197,8 @@ class _Maker:
 def _portable(error: Exception) -> Failure:
     """The error itself, if it survives pickling; else one that says what it said."""
     stack = "".join(traceback.format_exception(error))
+    # tblib, which Dask brings, would pickle the frames of all of them, one within the other
+    error.__cause__ = error.__context__ = error.__traceback__ = None
     try:
         back = type(pickle.loads(pickle.dumps(error)))
         why = None if back is type(error) else f"it comes back as another {back}"

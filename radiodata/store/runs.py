@@ -206,9 +206,13 @@ def _delete_slots_but(shard: str, kept: Collection[int], vfs: tiledb.VFS, ctx: t
         vfs.remove_file(cache)  # a copy of what the fragments hold; half written, it would bar the shard
     fragments = tiledb.array_fragments(shard, ctx=ctx)
     _delete_uncommitted(shard, fragments.uri, vfs)
-    for domain, span in zip(fragments.nonempty_domain, fragments.timestamp_range, strict=True):
+    # not tiledb.Array.delete_fragments, which refuses while this process reads the shard
+    for domain, fragment in zip(fragments.nonempty_domain, fragments.uri, strict=True):
         if int(domain[0][0]) not in kept:
-            tiledb.Array.delete_fragments(shard, *(int(t) for t in span), ctx=ctx)
+            commit = join(shard, "__commits", f"{_last(fragment)}.wrt")
+            if vfs.is_file(commit):
+                vfs.remove_file(commit)  # first: without it, the rest does not exist
+            vfs.remove_dir(fragment)
 
 
 def _delete_uncommitted(shard: str, committed: Collection[str], vfs: tiledb.VFS) -> None:
