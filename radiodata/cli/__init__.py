@@ -175,13 +175,13 @@ def _typical(uri: str, names: list[str] | None) -> dict[str, Any]:
     import numpy as np
 
     from radiodata.store import Cohort
+    from radiodata.store.fingerprint import typical_shape
 
     cohort = Cohort(uri)
     held = [cohort[name] for name in names or cohort.collections]
     if not held or not len(held[0]):
         raise ConfigError(f"the cohort at {uri} holds no volume to advise on")
-    images = cohort.fingerprint().images
-    shape = next((images[c.name].shape for c in held if c.name in images), (1.0, 1.0, 1.0))
+    shape = typical_shape(held[0])
     voxel = sum(int(c.obs["channels"].max()) * max(np.dtype(d).itemsize for d in set(c.obs["dtype"])) for c in held)
     tile = {"tile": held[0].tile[0]} if len(set(held[0].tile)) == 1 else {}
     return {"shape": [int(n) for n in shape], "voxel_bytes": voxel, **tile}

@@ -135,7 +135,8 @@ def ingest(
         "spacing": _spacing(spacing),
         "window": _window(window),
         "crop_foreground": crop_foreground,
-        "config": _config(uri, tiling, orient, dtype),
+        **({} if orient is None else {"orient": None if orient == "source" else orient}),
+        **({} if dtype is None else {"dtype": dtype}),
     }
     tables = {"obs_meta": None if obs_meta is None else _rows(obs_meta)}
     read = {"validate_alignment": align, "labels": label}
@@ -253,21 +254,6 @@ def _spacing(text: str | None) -> Any:
 
 def _window(text: str | None) -> Any:
     return None if text is None else tuple(_numbers("--window", text, (2,)))
-
-
-def _config(uri: str, tiling: str | None, orient: str | None, dtype: str | None) -> Any:
-    """Layout, where the command line says something of it; else as the cohort is, and the environment says."""
-    if orient is None and dtype is None:
-        return None
-    from dataclasses import replace
-
-    from radiodata.ingest.pipeline import default_config
-    from radiodata.store.config import StoreConfig
-
-    given: dict[str, Any] = {} if orient is None else {"orient": None if orient == "source" else orient}
-    given |= {} if dtype is None else {"dtype": dtype}
-    config = StoreConfig.from_env(tiling=tiling) if tiling else default_config(uri)
-    return replace(config, **given)
 
 
 def _privacy(uri: str, key: Path | None, ids: Path | None, keep: list[str] | None, identify: bool) -> Any:

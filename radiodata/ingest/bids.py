@@ -11,7 +11,7 @@ import pandas as pd
 
 from radiodata.errors import ConfigError, Problem
 from radiodata.ingest.files import SUFFIXES
-from radiodata.ingest.items import Inputs, Item, Subject
+from radiodata.ingest.items import Inputs, Item, Subject, snake_case
 from radiodata.ingest.nifti import NiftiFile
 from radiodata.ingest.niftis import subject_table
 from radiodata.ingest.pipeline import ingest
@@ -185,7 +185,7 @@ def _columns(file: Any, entities: Mapping[str, Any]) -> dict[str, Any]:
     told = {**file.get_metadata(), **_scan(Path(file.path))}
     for key, value in told.items():
         if not _PRIVATE.search(key) and (plain := _plain(value)) is not None:
-            columns[_snake(key)] = plain
+            columns[snake_case(key)] = plain
     return columns
 
 
@@ -216,7 +216,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | float):
         return float(value)
     return json.dumps(value) if isinstance(value, list | dict) else None
-
-
-def _snake(key: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", key).lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -160,3 +161,8 @@ class Inputs:
     notes: list[Problem] = field(default_factory=list)
     table: pd.DataFrame | None = None
     aligned: bool = False
+
+
+def snake_case(keyword: str) -> str:
+    """Name of a column for a keyword of DICOM or BIDS: ``EchoTime`` is ``echo_time``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", keyword).lower()

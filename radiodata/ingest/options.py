@@ -37,9 +37,10 @@ class Options(TypedDict, total=False):
         be damaged; ``"skip"`` takes what can be taken, and lists the rest in ``IngestReport.refused``.
     dry_run
         Write nothing, and tell what would become of what in ``IngestReport.volumes``.
+    orient, dtype
+        As of ``StoreConfig``, in place of what `config` or the environment says.
     spacing, window, crop_foreground
-        What is done to volumes on the way in (see ``Preparation``); it is recorded in the provenance. Their axes are
-        turned as ``StoreConfig(orient=...)`` says, and their dtype is that of ``StoreConfig(dtype=...)``.
+        What is done to volumes on the way in (see ``Preparation``); it is recorded in the provenance.
     progress
         Called with (subjects done, subjects in all).
     """
@@ -53,6 +54,8 @@ class Options(TypedDict, total=False):
     atomic: bool
     on_error: Literal["raise", "skip"]
     dry_run: bool
+    orient: str | None
+    dtype: str | None
     spacing: float | tuple[float | None, float | None, float | None] | None
     window: tuple[float, float] | None
     crop_foreground: float | None

@@ -15,14 +15,13 @@ from radiodata.ingest.options import Options, check_options
 from radiodata.ingest.preparing import Preparation
 from radiodata.ingest.report import IngestReport, planned
 from radiodata.ingest.target import Target, columns_of
-from radiodata.store import commits, layout
+from radiodata.store import commits
 from radiodata.store.config import ReadConfig, StoreConfig
-from radiodata.store.context import context
 from radiodata.store.runs import clean_abandoned, mark_of
 from radiodata.store.writing import Batches, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from radiodata.ingest.checks import Checked
     from radiodata.ingest.items import Inputs, Subject
@@ -74,18 +73,15 @@ def ingest(uri: str, inputs: Inputs, options: Options) -> IngestReport:
 def _target(uri: str, inputs: Inputs, options: Options) -> tuple[Target, Record | None]:
     """The cohort that is written to, and its latest version, if it is there."""
     config, tiling = options.get("config"), options.get("tiling")
-    preparation = _preparation(options)
     if config is None:
         config = StoreConfig.from_env() if tiling is None else StoreConfig.from_env(tiling=tiling)
-    target = Target(
-        uri,
-        inputs.kinds,
-        inputs.table,
-        config,
-        options.get("read") or ReadConfig.from_env(),
-        tuple(preparation.steps),
-        columns_of(inputs.subjects),
-    )
+    if "orient" in options:
+        config = replace(config, orient=options["orient"])
+    if "dtype" in options:
+        config = replace(config, dtype=options["dtype"])
+    read = options.get("read") or ReadConfig.from_env()
+    preparation = Preparation(options.get("crop_foreground"), options.get("spacing"), options.get("window"))
+    target = Target(uri, inputs.kinds, inputs.table, config, read, preparation, columns_of(inputs.subjects))
     there = target.latest()
     if there and options.get("exist") == "error":
         raise ConfigError(f"a cohort exists at {uri}: choose another URI, or add to it with `radiodata ingest`")
@@ -94,18 +90,7 @@ def _target(uri: str, inputs: Inputs, options: Options) -> tuple[Target, Record 
     return target, there
 
 
-def default_config(uri: str, read: ReadConfig | None = None) -> StoreConfig:
-    """Layout of what is added to a cohort where nothing is said: its tiles, and as the environment says."""
-    config, settings = StoreConfig.from_env(), read or ReadConfig.from_env()
-    there = commits.latest(uri, settings) if layout.check_root(uri, context(settings)) else None
-    return _config_of(there, there.collections, config) if there else config
-
-
-def _preparation(options: Options) -> Preparation:
-    return Preparation(options.get("crop_foreground"), options.get("spacing"), options.get("window"))
-
-
-def _config_of(there: Record, kinds: Iterable[str], default: StoreConfig) -> StoreConfig:
+def _config_of(there: Record, kinds: Mapping[str, str], default: StoreConfig) -> StoreConfig:
     """Tiles of the collections that are there, where nothing else was asked for."""
     tiles = {there.collections[name].tile for name in kinds if name in there.collections}
     tiles = tiles or {collection.tile for collection in there.collections.values()}
@@ -143,9 +128,7 @@ def _run(
     with Writer(target.uri, target.read) as writer:
         folders = target.folders(writer, begin=not atomic)
         mark = mark_of(target.uri, writer.run, writer.ctx)
-        job = Job(
-            target.uri, target.kinds, folders, writer.run, mark, target.config, target.read, _preparation(options)
-        )
+        job = Job(target.uri, target.kinds, folders, writer.run, mark, target.config, target.read, target.preparation)
         added, problems, notes = _write_all(target, writer, job, subjects, atomic, options)
         if not (atomic and problems):
             target.optimize(writer)

@@ -11,6 +11,7 @@ import pandas as pd
 import tiledb
 
 from radiodata.errors import ConfigError, Problem, RadiodataError
+from radiodata.ingest.preparing import Preparation
 from radiodata.store import commits, layout
 from radiodata.store.columns import check_columns, infer_columns
 from radiodata.store.context import context
@@ -52,7 +53,7 @@ class Target:
         Collection name to ``"image"`` or ``"label"``.
     table
         Rows for `obs_meta`, indexed by subject, where the caller gave some.
-    steps
+    preparation
         What is done to volumes on the way in.
     columns
         Of `obs`, beside the store's own, by collection.
@@ -63,13 +64,13 @@ class Target:
     table: pd.DataFrame | None
     config: StoreConfig
     read: ReadConfig
-    steps: tuple[str, ...] = ()
+    preparation: Preparation = field(default_factory=Preparation)
     columns: dict[str, list[Column]] = field(default_factory=dict)
 
     @property
     def provenance(self) -> dict[str, Any] | None:
         """What its collections are made of, where volumes are changed on the way in."""
-        return {"steps": list(self.steps), "source": {"files": "ingested"}} if self.steps else None
+        return {"steps": self.preparation.steps, "source": {"files": "ingested"}} if self.preparation else None
 
     @property
     def ctx(self) -> tiledb.Ctx:
@@ -182,9 +183,9 @@ class Target:
                 f"tiles {tiles[1]}"
             )
 
-        steps = tuple((held.provenance or {}).get("steps", ()))
-        if steps != self.steps:
-            told = [", ".join(names) or "as they are" for names in (steps, self.steps)]
+        steps = (held.provenance or {}).get("steps", [])
+        if steps != self.preparation.steps:
+            told = [", ".join(names) or "as they are" for names in (steps, self.preparation.steps)]
             raise ConfigError(
                 f"collection {name!r} of {self.uri} holds volumes prepared otherwise ({told[0]}; now {told[1]}): say "
                 "the same, or give the collection another name"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from radiodata.errors import ConfigError, PipelineError, Problem, WorkerDiedError
+from radiodata.executors import of_caller, threads
 from radiodata.pipeline.steps import run_batch, run_steps
 
 if TYPE_CHECKING:
@@ -141,16 +141,13 @@ def runner(workers: int = 1, executor: Executor | Any = None, failed: list[Probl
     if workers < 1:
         raise ConfigError(f"workers={workers}: must be at least 1")
     if executor is not None:
-        pool = executor.get_executor() if hasattr(executor, "get_executor") else executor
-        if not hasattr(pool, "submit"):
-            raise ConfigError(f"executor={executor!r} is no executor: it has no submit")
-        many = getattr(pool, "_max_workers", None) or max(workers, os.cpu_count() or 1)
-        yield Runner(pool.submit, 2 * int(many), failed)
+        pool = of_caller(executor, workers)
+        yield Runner(pool.submit, 2 * pool.workers, failed)
     elif workers == 1:
         yield Runner(None, 1, failed)
     else:
-        with ThreadPoolExecutor(workers, thread_name_prefix="radiodata-pipeline") as threads:
-            yield Runner(threads.submit, 2 * workers, failed)
+        with threads(workers) as pool:
+            yield Runner(pool.submit, 2 * pool.workers, failed)
 
 
 def _died(error: BaseException, waiting: Iterable[tuple[Any, Sequence[Item]]]) -> WorkerDiedError:

@@ -160,16 +160,24 @@ def _intensity(collection: VolumeCollection, name: str) -> Intensity | None:
     return Intensity(int(total), *ends, mean, std, low, middle, high)
 
 
+def typical_shape(collection: VolumeCollection) -> Vector:
+    """Median shape of the volumes of a collection, in voxels."""
+    return _vector(np.median(_shapes(collection), axis=0))
+
+
+def _shapes(collection: VolumeCollection) -> NDArray[Any]:
+    return collection.obs[[f"size_{a}" for a in "xyz"]].to_numpy(np.float64)
+
+
 def _images(collection: VolumeCollection) -> Images:
-    obs = collection.obs
-    shapes = obs[[f"size_{a}" for a in "xyz"]].to_numpy(np.float64)
+    obs, shapes = collection.obs, _shapes(collection)
     spacings = obs[[f"spacing_{a}" for a in "xyz"]].to_numpy(np.float64)
     target = _target(np.median(shapes, axis=0), spacings)
     return Images(
         len(collection),
         int(obs["channels"].max()),
         sorted({str(d) for d in obs["dtype"]}),
-        _vector(np.median(shapes, axis=0)),
+        typical_shape(collection),
         (_vector(shapes.min(axis=0)), _vector(shapes.max(axis=0))),
         _vector(np.median(spacings, axis=0)),
         (_vector(spacings.min(axis=0)), _vector(spacings.max(axis=0))),

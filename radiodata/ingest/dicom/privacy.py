@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from radiodata.errors import ConfigError
+from radiodata.ingest.items import snake_case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,15 +122,15 @@ class Privacy:
         for name in dict.fromkeys((*TAGS, *self.keep)):
             value = _plain(header, name)
             if value is not None:
-                found[_snake(name)] = value
+                found[snake_case(name)] = value
         found["age"] = _age(header)
         for name in ("StudyDate", "SeriesDate"):
             if (when := _date(header, name)) is not None:
-                key = _snake(name)
+                key = snake_case(name)
                 found |= {key: when.isoformat()} if self.identify else {f"{key[:-5]}_day": self._day(header, when)}
         for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
             if value := str(header.get(name) or ""):
-                found[_snake(name)] = self.uid(value)
+                found[snake_case(name)] = self.uid(value)
         if self.identify:
             found["patient_id"] = str(header.get("PatientID") or "") or None
         return {name: value for name, value in found.items() if value is not None}
@@ -213,7 +214,3 @@ def _date(header: pydicom.Dataset, name: str) -> date | None:
 
 def _study(header: pydicom.Dataset) -> str:
     return str(header.get("StudyInstanceUID") or header.get("SeriesInstanceUID") or header.get("SOPInstanceUID") or "")
-
-
-def _snake(keyword: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", keyword).lower()
