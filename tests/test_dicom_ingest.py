@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from pydicom.sequence import Sequence
 
 from radiodata.errors import ConfigError, IngestError
 from radiodata.geometry import ras_transform, reorient
-from radiodata.ingest.dicom import Privacy, ingest_dicom, key_file, read_series
+from radiodata.ingest.dicom import DicomError, Privacy, ingest_dicom, key_file, read_series
+from radiodata.ingest.dicom.privacy import TAGS
+from radiodata.ingest.dicom.scan import find, read_dataset
 from radiodata.store import Cohort, verify
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*VR")]
@@ -71,7 +74,7 @@ def test_series_become_volumes_of_their_patients(tmp_path: Path) -> None:
 
 
 def test_a_rerun_adds_what_is_new_and_refuses_what_changed(tmp_path: Path) -> None:
-    patients(tmp_path / "in", 2)
+    made = patients(tmp_path / "in", 2)
     uri = str(tmp_path / "c")
     shutil.move(tmp_path / "in" / "P2", tmp_path / "later")
     assert len(ingest_dicom(uri, tmp_path / "in", privacy=KEY, tiling=8).added) == 1
@@ -79,9 +82,8 @@ def test_a_rerun_adds_what_is_new_and_refuses_what_changed(tmp_path: Path) -> No
     again = ingest_dicom(uri, tmp_path / "in", privacy=KEY)
     assert (len(again.added), len(again.present)) == (1, 1)
     assert len(ingest_dicom(uri, tmp_path / "in", privacy=KEY).present) == 2
-    (tmp_path / "in" / "P1" / "im000.dcm").unlink()
-    (tmp_path / "in" / "P1" / "im005.dcm").unlink() if (tmp_path / "in" / "P1" / "im005.dcm").exists() else None
-    with pytest.raises(IngestError, match=r"in the cohort with another file in 'CT'|steps between planes differ"):
+    made["P1"].files[-1].unlink()
+    with pytest.raises(IngestError, match="in the cohort with another file in 'CT'"):
         ingest_dicom(uri, tmp_path / "in", privacy=KEY)
 
 
@@ -118,6 +120,8 @@ def test_what_cannot_be_taken_is_skipped_and_listed(tmp_path: Path) -> None:
     assert not Path(uri).exists()
     plan = ingest_dicom(uri, tmp_path / "in", privacy=KEY, on_error="skip", dry_run=True)
     assert (len(plan.volumes), set(plan.volumes["outcome"]), Path(uri).exists()) == (3, {"new"}, False)
+    ingest_dicom(uri, tmp_path / "in", on_error="skip", dry_run=True)
+    assert not Path(f"{uri}.key").exists()
     report = ingest_dicom(uri, tmp_path / "in", privacy=KEY, tiling=8, on_error="skip")
     assert (len(report.added), len(Cohort(uri).CT), len(report.refused)) == (2, 2, 2)
     report.to_csv(tmp_path / "refused.csv")
@@ -234,24 +238,34 @@ CLASSES = {"ROIName", "SegmentLabel", "CodeMeaning"}
 def identifying(dataset: Any, allowed: set[str]) -> set[str]:
     """Texts of a data set that may tell a patient, at any depth: all names, days, times, identifiers and free texts."""
     found: set[str] = set()
-    for element in dataset:
+    for element in elements(dataset):
         if element.VR == "SQ":
             for inside in element.value:
                 found |= identifying(inside, allowed)
         elif element.VR in ALLOWED_VR and element.keyword not in allowed | CLASSES:
-            several = (
-                element.value
-                if isinstance(element.value, list | tuple | pydicom.multival.MultiValue)
-                else [element.value]
-            )
+            value = element.value
+            several = value if isinstance(value, list | tuple | pydicom.multival.MultiValue) else [value]
             found |= {str(v) for v in several if v}
     return {
         t for t in found if len(t) >= (8 if t.replace(".", "").isdigit() else 6) and not t.startswith("1.2.840.10008.")
     }
 
 
+def elements(dataset: Any) -> list[Any]:
+    """Elements of a data set; those that pydicom cannot make sense of are left out, and there are few."""
+    made, odd = [], []
+    for tag in dataset.keys():  # noqa: SIM118 (a Dataset iterates over its elements)
+        try:
+            made.append(dataset[tag])
+        except Exception:
+            odd.append(tag)
+    assert len(odd) <= 2, odd
+    return made
+
+
 def classes(dataset: Any) -> set[str]:
-    return {str(e.value) for e in dataset.iterall() if e.keyword in CLASSES}
+    inside = [classes(item) for e in elements(dataset) if e.VR == "SQ" for item in e.value]
+    return {str(e.value) for e in elements(dataset) if e.keyword in CLASSES}.union(*inside)
 
 
 def decoded(uri: Path) -> bytes:
@@ -271,28 +285,58 @@ def as_bytes(cell: Any) -> bytes:
     return cell if isinstance(cell, bytes) else str(cell).encode()
 
 
-@pytest.mark.slow
-def test_nothing_identifying_of_real_scans_is_in_any_byte(shared_data: Path, tmp_path: Path) -> None:
-    roots = [shared_data / n for n in ("dicom_ref", "dicom_odd", "dicom_seg", "dicom_hard", "multimodal", "corrupt")]
-    report = ingest_dicom(str(tmp_path / "c"), roots, privacy=KEY, on_error="skip", tiling=64)
-    assert len(report.added) > 15
-    from radiodata.ingest.dicom.privacy import TAGS
-    from radiodata.ingest.dicom.scan import DicomError, find, read_dataset
-
-    values: set[str] = set()
-    known: set[str] = set()
+def leaked(uri: Path, roots: list[Path]) -> tuple[set[str], int]:
+    """Identifying values of DICOM files that are in some byte of a store, and how many were looked for."""
+    values, known = set[str](), {"0" * 64}
     for source in find(roots):
         try:
             header = read_dataset(source)
-            values |= identifying(header, set(TAGS))
-            known |= {str(header[n].value) for n in TAGS if n in header} | {"0" * 64} | classes(header)
-        except (DicomError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError):
+        except DicomError:
             continue
-    assert len(values) > 500
-    held = decoded(tmp_path / "c")
-    told = "\n".join(known).lower()
-    leaked = sorted(v for v in values if v.encode("utf-8", "replace") in held and v.lower() not in told)
-    assert leaked == []
+        values |= identifying(header, set(TAGS))
+        known |= {str(e.value) for e in elements(header) if e.keyword in TAGS} | classes(header)
+    held, told = decoded(uri), "\n".join(known).lower()
+    there = {v for v in values if v.encode("utf-8", "replace") in held and v.lower() not in told}
+    return there, len(values)
+
+
+@pytest.mark.slow
+def test_nothing_identifying_of_real_scans_is_in_any_byte(shared_data: Path, tmp_path: Path) -> None:
+    names = ("dicom_ref", "dicom_odd", "dicom_seg", "dicom_hard", "multimodal", "corrupt")
+    roots = [shared_data / name for name in names]
+    report = ingest_dicom(str(tmp_path / "c"), roots, privacy=KEY, on_error="skip", tiling=64)
+    assert len(report.added) > 15
+    found, looked_for = leaked(tmp_path / "c", roots)
+    assert looked_for > 500
+    assert found == set()
+
+
+def test_what_identifies_would_be_found(tmp_path: Path) -> None:
+    who = {"PatientID": "Zebedee-77", "StudyInstanceUID": "1.2.3.4.5.6.7", "InstitutionName": "Saint Elsewhere"}
+    dicom.series(tmp_path / "in", **who)
+    kept = Privacy(KEY.key, keep=("InstitutionName",), identify=True)
+    ingest_dicom(str(tmp_path / "told"), tmp_path / "in", privacy=kept, tiling=8)
+    ingest_dicom(str(tmp_path / "hidden"), tmp_path / "in", privacy=KEY, tiling=8)
+    assert set(who.values()) <= leaked(tmp_path / "told", [tmp_path / "in"])[0]
+    assert leaked(tmp_path / "hidden", [tmp_path / "in"])[0] == set()
+
+
+def test_volumes_that_no_header_tells_apart_are_not_lost_in_silence(tmp_path: Path) -> None:
+    made = dicom.series(tmp_path / "in", shape=(5, 12, 12))
+    structures(made, {"Body": [square(0.5, 9.5, 1)]}, tmp_path / "in" / "a.dcm")
+    shutil.copy(tmp_path / "in" / "a.dcm", tmp_path / "in" / "b.dcm")
+    report = ingest_dicom(str(tmp_path / "c"), tmp_path / "in", privacy=KEY, tiling=8)
+    assert any("a copy of" in str(note) for note in report.notes)
+    structures(made, {"Body": [square(2.5, 9.5, 1)]}, tmp_path / "in" / "b.dcm")  # of the same UID
+    with pytest.raises(IngestError, match="nothing in its header tells it from"):
+        ingest_dicom(str(tmp_path / "d"), tmp_path / "in", privacy=KEY)
+
+
+def test_all_that_begin_at_once_find_one_key(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        keys = set(pool.map(lambda _: key_file(tmp_path / "deep" / "c.key"), range(64)))
+    assert len(keys) == 1
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["c.key"]
 
 
 # labels ----------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def ingest(
                         "collections": _pairs("--collection", collection) or None,
                         "label_values": _values(label_value),
                         "irregular": irregular,
-                        "privacy": lambda: _privacy(uri, key_file, ids, keep_tag, identify),
+                        "privacy": lambda: _privacy(uri, key_file, ids, keep_tag, identify, dry_run),
                         **tables,
                         **o,
                     },
@@ -256,14 +256,16 @@ def _window(text: str | None) -> Any:
     return None if text is None else tuple(_numbers("--window", text, (2,)))
 
 
-def _privacy(uri: str, key: Path | None, ids: Path | None, keep: list[str] | None, identify: bool) -> Any:
+def _privacy(
+    uri: str, key: Path | None, ids: Path | None, keep: list[str] | None, identify: bool, dry_run: bool
+) -> Any:
     """How patients are hidden."""
-    from radiodata.ingest.dicom.ingesting import key_beside
+    from radiodata.ingest.dicom.ingesting import default_key
     from radiodata.ingest.dicom.privacy import Privacy, key_file
 
     rows = None if ids is None else _rows(ids)
     mapped = None if rows is None else dict(zip(rows.index.astype(str), rows.iloc[:, 0].astype(str), strict=True))
-    return Privacy(key_file(key or key_beside(uri)), mapped, tuple(keep or ()), identify)
+    return Privacy(key_file(key) if key else default_key(uri, dry_run=dry_run), mapped, tuple(keep or ()), identify)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from radiodata.errors import ConfigError, Problem
@@ -22,7 +24,6 @@ from radiodata.store.segments import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import pandas as pd
     import pydicom
@@ -67,7 +68,8 @@ def ingest_dicom(
         case); the first that fits is taken, else the modality.
     label_values
         Name to value of labels to be taken (whatever the case); others are left out, and told of. By default all are,
-        with the values that the cohort gave them, and new ones in the order of the alphabet.
+        with the values that the cohort gave them, and new ones in the order of the alphabet. Ingests into one cohort
+        that run at the same time number new names each for itself: say values there.
     irregular
         ``"refuse"`` or ``"keep"`` volumes with gaps or unequal steps; see ``read_series``.
     obs_meta
@@ -82,7 +84,7 @@ def ingest_dicom(
     ConfigError
         When arguments are at odds with each other or with the cohort.
     """
-    kept = privacy or Privacy(key_file(key_beside(uri)))
+    kept = privacy or Privacy(default_key(uri, dry_run=options.get("dry_run", False)))
     if kept.identify or kept.keep:
         _LOG.warning(
             "%s: %s will be stored as they are: whoever reads the store may know who the patients are",
@@ -179,10 +181,14 @@ class _Gathered:
             why = f"collection {item.collection!r} is to hold images and labels: give `collections` other names"
             self.problems.append(Problem(item.source.where, why))
             return
-        held = self._items.setdefault(subject, {})
-        if item.obs_id in held:
-            self.notes.append(Problem(item.source.where, "a copy was left out"))
-        held.setdefault(item.obs_id, item)
+        held = self._items.setdefault(subject, {}).setdefault(item.obs_id, item)
+        if held is item:
+            return
+        if held.source.digest() == item.source.digest():
+            self.notes.append(Problem(item.source.where, f"a copy of {held.source.where} was left out"))
+        else:
+            why = f"nothing in its header tells it from {held.source.where}, but its pixels do"
+            self.problems.append(Problem(item.source.where, why))
 
     def _collection(self, header: pydicom.Dataset) -> str:
         told = [str(header.get(name) or "") for name in ("SeriesDescription", "ProtocolName")]
@@ -195,8 +201,8 @@ class _Gathered:
         return str(source) if self._privacy.identify else f"dicom:{self._privacy.uid(uid)}"
 
 
-def key_beside(uri: str) -> str:
-    """Path of the key file of a cohort on this machine.
+def default_key(uri: str, *, dry_run: bool = False) -> bytes:
+    """Key in the file beside a cohort on this machine, made where there is none; of a dry run one that is not kept.
 
     Raises
     ------
@@ -208,7 +214,8 @@ def key_beside(uri: str) -> str:
             f"the key that hides patients is kept beside a cohort on this machine, but {uri} is elsewhere: give "
             "privacy=Privacy(key_file(PATH)), or --key-file PATH"
         )
-    return uri.removeprefix("file://").rstrip("/") + ".key"
+    place = Path(uri.removeprefix("file://").rstrip("/") + ".key")
+    return secrets.token_bytes(32) if dry_run and not place.exists() else key_file(place)
 
 
 def _rules(collections: Mapping[str, str] | None) -> list[tuple[str, re.Pattern[str]]]:

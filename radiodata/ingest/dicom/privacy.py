@@ -7,6 +7,7 @@ import hmac
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -105,7 +106,7 @@ class Privacy:
             return self.ids[patient]
         if self.identify and patient:
             return patient
-        return f"sub-{self.hashed('patient', patient or _study(header), 12)}"
+        return f"sub-{self.hashed('patient', patient or _study(header))}"
 
     def hashed(self, what: str, value: str, size: int = 16) -> str:
         """Keyed hash (HMAC-SHA256) of an identifier, as hexadecimal digits."""
@@ -152,15 +153,26 @@ def key_file(path: str | Path) -> bytes:
     place = Path(path)
     try:
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(f"{secrets.token_hex(32)}\n")
+            _make_key(place)
         text = place.read_text().strip()
     except OSError as error:
         raise ConfigError(f"the key file {place} cannot be read or made: {error}") from error
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ConfigError(f"{place} holds no key: 64 hexadecimal digits are expected")
     return bytes.fromhex(text)
+
+
+def _make_key(place: Path) -> None:
+    """Write a key beside its place and link it there: where several begin at once, all of them find one, and whole."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{secrets.token_hex(32)}\n")
+        with suppress(FileExistsError):  # another was quicker: its key counts
+            place.hardlink_to(scratch)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def burned_in(header: pydicom.Dataset) -> str | None:
