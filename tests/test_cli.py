@@ -178,6 +178,8 @@ def test_dicom_bids_and_tables(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--nifti", "CT={ct}", "--keep-tag", "StudyID"], "--keep-tag is for --dicom, not for --nifti"),
+        (["--csv", "{ct}", "--obs-meta", "{ct}"], "--obs-meta is for --nifti and --dicom, not for --csv"),
         (["--spacing", "a"], "1 or 3 numbers"),
         (["--window", "1"], "2 numbers"),
         (["--nifti", "CT={ct}", "--window", "5,1"], "low must be below high"),

@@ -14,7 +14,7 @@ from radiodata.cli.console import Uri, Workers, err, out, progress
 from radiodata.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from radiodata.ingest import IngestReport
 
@@ -138,42 +138,58 @@ def ingest(
         **({} if orient is None else {"orient": None if orient == "source" else orient}),
         **({} if dtype is None else {"dtype": dtype}),
     }
-    tables = {"obs_meta": None if obs_meta is None else _rows(obs_meta)}
-    read = {"validate_alignment": align, "labels": label}
-    run = _chosen(
+    source = _source_of({"--nifti": nifti, "--dicom": dicom, "--bids": bids, "--csv": csv})
+    _refuse_strangers(
+        source,
         {
-            "--nifti": nifti and (lambda o: _niftis(uri, nifti, subject_id, {**tables, **read, **o})),
-            "--dicom": dicom
-            and (
-                lambda o: _dicom(
-                    uri,
-                    dicom,
-                    {
-                        "collections": _pairs("--collection", collection) or None,
-                        "label_values": _values(label_value),
-                        "irregular": irregular,
-                        "privacy": lambda: _privacy(uri, key_file, ids, keep_tag, identify, dry_run),
-                        **tables,
-                        **o,
-                    },
-                )
-            ),
-            "--bids": bids and (lambda o: _bids(uri, bids, suffix, o)),
-            "--csv": csv and (lambda o: _table(uri, csv, _pairs("--column", column) or None, {**read, **o})),
-        }
+            "--nifti": {"--subject-id": subject_id, "--obs-meta": obs_meta, "--label": label},
+            "--dicom": {
+                "--obs-meta": obs_meta,
+                "--collection": collection,
+                "--label-value": label_value,
+                "--key-file": key_file,
+                "--ids": ids,
+                "--keep-tag": keep_tag,
+                "--identify": identify,
+            },
+            "--bids": {"--suffix": suffix},
+            "--csv": {"--column": column, "--label": label},
+        },
     )
     with _executor(executor, dask) as pool, progress("ingest") as tell:
-        done = run({**options, "executor": pool, "progress": tell})
+        options |= {"executor": pool, "progress": tell}
+        if nifti:
+            options |= {"obs_meta": _rows(obs_meta), "validate_alignment": align, "labels": label}
+            done = _niftis(uri, nifti, subject_id, options)
+        elif dicom:
+            options |= {"obs_meta": _rows(obs_meta), "irregular": irregular, "label_values": _values(label_value)}
+            options |= {"collections": _pairs("--collection", collection) or None}
+            done = _dicom(uri, dicom, (key_file, ids, keep_tag, identify), options)
+        elif bids:
+            done = _bids(uri, bids, suffix, options)
+        else:
+            assert csv is not None
+            options |= {"validate_alignment": align, "labels": label}
+            done = _table(uri, csv, _pairs("--column", column) or None, options)
     _tell(uri, done, report, dry_run=dry_run, skip=on_error == "skip")
 
 
-def _chosen(sources: dict[str, Any]) -> Callable[[dict[str, Any]], IngestReport]:
-    given = {name: run for name, run in sources.items() if run}
-    if len(given) != 1:
-        told = " and ".join(given) if given else "none"
-        raise ConfigError(f"one of {', '.join(sources)} says where volumes come from; {told} was given")
-    (run,) = given.values()
-    return run  # type: ignore[no-any-return]
+def _source_of(given: dict[str, Any]) -> str:
+    """Name the one option that says where volumes come from."""
+    said = [name for name, value in given.items() if value]
+    if len(said) != 1:
+        told = " and ".join(said) or "none"
+        raise ConfigError(f"one of {', '.join(given)} says where volumes come from; {told} was given")
+    return said[0]
+
+
+def _refuse_strangers(source: str, known: dict[str, dict[str, Any]]) -> None:
+    """Refuse options that mean nothing for a source: they would be passed over in silence."""
+    for options in known.values():
+        for name, value in options.items():
+            if value and name not in known[source]:
+                of = " and ".join(other for other, theirs in known.items() if name in theirs)
+                raise ConfigError(f"{name} is for {of}, not for {source}")
 
 
 def _niftis(uri: str, nifti: list[str], subject_id: str | None, more: dict[str, Any]) -> IngestReport:
@@ -182,12 +198,12 @@ def _niftis(uri: str, nifti: list[str], subject_id: str | None, more: dict[str, 
     return ingest_niftis(uri, _pairs("--nifti", nifti), subject_id=subject_id, **more)
 
 
-def _dicom(uri: str, roots: list[Path], more: dict[str, Any]) -> IngestReport:
+def _dicom(uri: str, roots: list[Path], hiding: tuple[Any, ...], more: dict[str, Any]) -> IngestReport:
     try:
         from radiodata.ingest.dicom import ingest_dicom
     except ImportError as error:
         raise ConfigError(f"{error}: pip install 'radiodata[dicom]'") from error
-    return ingest_dicom(uri, roots, **{**more, "privacy": more["privacy"]()})
+    return ingest_dicom(uri, roots, privacy=_privacy(uri, *hiding, dry_run=more["dry_run"]), **more)
 
 
 def _bids(uri: str, root: Path, suffixes: list[str] | None, more: dict[str, Any]) -> IngestReport:
@@ -202,10 +218,10 @@ def _table(uri: str, table: Path, images: dict[str, str] | None, more: dict[str,
     return ingest_table(uri, table, images=images, **more)
 
 
-def _rows(path: Path) -> Any:
+def _rows(path: Path | None) -> Any:
     from radiodata.ingest.tables import read_rows
 
-    return read_rows(path)
+    return None if path is None else read_rows(path)
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
@@ -257,13 +273,13 @@ def _window(text: str | None) -> Any:
 
 
 def _privacy(
-    uri: str, key: Path | None, ids: Path | None, keep: list[str] | None, identify: bool, dry_run: bool
+    uri: str, key: Path | None, ids: Path | None, keep: list[str] | None, identify: bool, *, dry_run: bool
 ) -> Any:
     """How patients are hidden."""
     from radiodata.ingest.dicom.ingesting import default_key
     from radiodata.ingest.dicom.privacy import Privacy, key_file
 
-    rows = None if ids is None else _rows(ids)
+    rows = _rows(ids)
     mapped = None if rows is None else dict(zip(rows.index.astype(str), rows.iloc[:, 0].astype(str), strict=True))
     return Privacy(key_file(key) if key else default_key(uri, dry_run=dry_run), mapped, tuple(keep or ()), identify)
 
