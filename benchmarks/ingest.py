@@ -31,7 +31,7 @@ HERE = "benchmarks.contenders.ingesting:"
 @dataclass(frozen=True)
 class Parameters:
     shape: tuple[int, int, int] = (512, 512, 200)
-    volumes: int = 4
+    volumes: int = 8
     workers: int = 2
     limit_s: float = 900.0
     repeats: int = 3

@@ -175,18 +175,31 @@ def reorient(voxels: NDArray[np.generic], ornt: NDArray[np.int8]) -> NDArray[np.
 
 
 def c_order(voxels: Voxels) -> Voxels:
-    """Voxels ``(channel, x, y, z)`` in C order, block by block: four times as fast as a copy in one go.
+    """Voxels ``(channel, x, y, z)`` in C order, plane by plane: four times as fast as a copy in one go.
 
-    The order of a scanner's files is the reverse, so a plain copy misses the cache with every voxel.
+    The order of a scanner's files is the reverse, so a plain copy misses the cache with every voxel. Each plane of
+    the axis that runs fastest and z is turned in a small buffer, whose rows are padded: rows a power of two apart
+    would push each other out of the cache.
     """
     if voxels.flags.c_contiguous:
         return voxels
     out = np.empty(voxels.shape, voxels.dtype)
-    channels, *size = voxels.shape
-    for c, i, j, k in np.ndindex(channels, *(-(-n // b) for n, b in zip(size, _BLOCK, strict=True))):
-        at = (c, *(slice(n * b, (n + 1) * b) for n, b in zip((i, j, k), _BLOCK, strict=True)))
-        out[at] = voxels[at]
+    steps = [
+        (abs(s), axis) for axis, (s, n) in enumerate(zip(voxels.strides, voxels.shape, strict=True)) if axis and n > 1
+    ]
+    _, fast = min(steps, default=(0, 3))
+    if fast == 3:
+        out[...] = voxels
+        return out
+    buffer = np.empty((voxels.shape[3], _ROW + 3), voxels.dtype)
+    planes, turned = np.moveaxis(voxels, fast, 2), np.moveaxis(out, fast, 2)
+    for at in np.ndindex(planes.shape[:2]):
+        for start in range(0, planes.shape[2], _ROW):
+            part = planes[at][start : start + _ROW]
+            rows = buffer[:, : len(part)]
+            rows[...] = part.T
+            turned[at][start : start + _ROW] = rows.T
     return out
 
 
-_BLOCK = (64, 16, 64)
+_ROW = 128

@@ -174,7 +174,7 @@ def test_a_file_found_damaged_refuses_its_subject_and_keeps_the_others(make_file
     with pytest.raises(IngestError, match=r"2 subjects were ingested into .*, 2 were refused whole") as caught:
         ingest_niftis(uri, images, tiling=TILE)
     assert sorted(p.where for p in caught.value.problems) == [str(images["seg"][n]) for n in (1, 2)]
-    assert all("CRC" in p.why for p in caught.value.problems)
+    assert all("checksum" in p.why for p in caught.value.problems)
     assert right(uri, images) == ["s000", "s003"]
     assert slots_written(uri) == 4  # nothing of the refused subjects is left
     for number, data in good.items():

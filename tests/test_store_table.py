@@ -117,6 +117,14 @@ def test_a_row_of_the_same_id_is_replaced(tmp_path: Path) -> None:
     assert back["s"].isna().tolist() == [False, True, False]
 
 
+def test_lists_that_lie_apart_in_memory_are_stored_as_they_read(tmp_path: Path) -> None:
+    pairs = np.arange(12.0).reshape(6, 2)
+    frame = pd.DataFrame({"cell": [pairs[:, 0], pairs[::-1, 1]]}, index=["a", "b"])
+    back = round_trip(tmp_path, frame, [Column("cell", "floats")])
+    np.testing.assert_array_equal(back.loc["a", "cell"], [0, 2, 4, 6, 8, 10])
+    np.testing.assert_array_equal(back.loc["b", "cell"], [11, 9, 7, 5, 3, 1])
+
+
 def test_an_empty_table_keeps_its_types(tmp_path: Path) -> None:
     columns = [Column(f"c_{kind}", kind) for kind in CELLS]
     back = round_trip(tmp_path, pd.DataFrame(index=[]), columns)

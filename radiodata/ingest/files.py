@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 from isal import igzip, igzip_lib
 
 from radiodata.errors import RadiodataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz")
 """Of files that a folder is searched for; an .img file comes with its .hdr file."""
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNREADABLE = (OSError, EOFError, cast("type[Exception]", igzip_lib.IsalError))
 _HEAD = 1024
+_FEED, _PART = 1 << 18, 1 << 18
 _MOST_RATIO = 1032
 """Deflate makes at most so many bytes of one."""
 _SPARE = 64 << 20
@@ -75,7 +79,7 @@ def content(path: Path) -> bytes:
         raise NiftiError(f"cannot be read whole ({type(error).__name__}: {error})") from error
 
 
-def inflated(data: bytes, size: int) -> bytes | bytearray:
+def inflated(data: bytes, size: int) -> bytes | NDArray[np.uint8]:
     """First `size` bytes of what a file holds, or as many as there are; its CRC and length are verified.
 
     Raises
@@ -85,23 +89,31 @@ def inflated(data: bytes, size: int) -> bytes | bytearray:
     """
     if data[:2] != _GZIP_MAGIC:
         return data
-    out, beyond = bytearray(min(size, len(data) * _MOST_RATIO)), 0
+    out, filled, beyond = np.empty(min(size, len(data) * _MOST_RATIO), np.uint8), 0, 0
     try:
-        with igzip.open(io.BytesIO(data)) as stream:
-            filled = _fill(stream, out)
-            while part := stream.read(1 << 20):
-                beyond += len(part)
-                if beyond > _SPARE:
-                    raise NiftiError(f"inflates to far more than the {size} bytes that its header tells of")
+        for part in _parts(memoryview(data)):
+            kept = np.frombuffer(part, np.uint8)[: len(out) - filled]
+            out[filled : filled + len(kept)] = kept
+            filled += len(kept)
+            beyond += len(part) - len(kept)
+            if beyond > _SPARE:
+                raise NiftiError(f"inflates to far more than the {size} bytes that its header tells of")
     except _UNREADABLE as error:
         raise NiftiError(f"cannot be read whole ({type(error).__name__}: {error}): the file is damaged") from error
-    del out[filled:]
-    return out
+    return out[:filled]
 
 
-def _fill(stream: io.RawIOBase, out: bytearray) -> int:
-    filled = 0
-    with memoryview(out) as view:
-        while filled < len(out) and (got := stream.readinto(view[filled:])):
-            filled += got
-    return filled
+def _parts(data: memoryview) -> Iterator[bytes]:
+    """What the members of a gzip file hold, in parts that stay in the cache until they are copied."""
+    at = 0
+    while at < len(data):
+        member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        while not member.eof:
+            feed = data[at : at + _FEED] if member.needs_input else b""
+            if member.needs_input and not feed:
+                raise EOFError("it ends in the middle of its gzip stream")
+            at += len(feed)
+            yield member.decompress(feed, _PART)
+        at -= len(member.unused_data)
+        while at < len(data) and data[at] == 0:  # some programs fill the last block
+            at += 1

@@ -21,6 +21,7 @@ CT_AIR = -900.0
 _EXACT_BINS = 65_536
 _STORED_BINS = 4_096
 _CHUNK = 1 << 17
+_HELD = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,21 @@ class VolumeStatistics:
 
 @dataclass
 class _ImageTiles:
-    low: list[float] = field(default_factory=list)
-    high: list[float] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
-    squares: list[float] = field(default_factory=list)
-    nonair: list[int] = field(default_factory=list)
+    """Columns of ``IMAGE_TILES``, a tile or a few at a time."""
 
-    def add(self, values: NDArray[np.float64], counts: NDArray[np.int64], nonair: int) -> None:
-        """Add one tile: its values, how often each occurs, and how many voxels are not air."""
-        self.low.append(float(values.min()) if len(values) else np.nan)
-        self.high.append(float(values.max()) if len(values) else np.nan)
-        self.total.append(float(values @ counts))
-        self.squares.append(float((values * values) @ counts))
-        self.nonair.append(nonair)
+    ends: list[tuple[float, float]] = field(default_factory=list)
+    sums: list[NDArray[np.float64]] = field(default_factory=list)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Columns of ``IMAGE_TILES``."""
-        sums = {"tile_min": self.low, "tile_max": self.high, "tile_sum": self.total, "tile_sum_sq": self.squares}
+        low, high = np.array(self.ends, np.float64).reshape(-1, 2).T
+        total, squares, nonair = np.concatenate(self.sums).T
         return {
-            **{name: np.array(column, np.float64) for name, column in sums.items()},
-            "tile_nonair": np.array(self.nonair, np.int64),
+            "tile_min": low,
+            "tile_max": high,
+            "tile_sum": total,
+            "tile_sum_sq": squares,
+            "tile_nonair": nonair.astype(np.int64),
         }
 
 
@@ -78,17 +74,18 @@ def image_statistics(values: Voxels, tile: Shape3) -> VolumeStatistics:
     with np.errstate(over="ignore", invalid="ignore"):  # sums of squares of values beyond 1e154 are inf
         describe = _describe_counted if exact else _describe_sorted
         tiles, body = describe(values, tile, low, high, air)
+    columns = tiles.columns()
     return VolumeStatistics(
         obs={
             "value_min": float(low),
             "value_max": float(high),
             **body,
             "air_threshold": float(air),
-            "nonair_voxels": int(sum(tiles.nonair)),
+            "nonair_voxels": int(columns["tile_nonair"].sum()),
             "label_values": [],
             "label_voxels": [],
         },
-        tiles=tiles.columns(),
+        tiles=columns,
     )
 
 
@@ -102,15 +99,25 @@ def _describe_counted(
     values: Voxels, tile: Shape3, low: int, high: int, air: float
 ) -> tuple[_ImageTiles, dict[str, Any]]:
     """Integers of a narrow range: everything follows from how often each value occurs."""
-    tiles, counts = _ImageTiles(), np.zeros(int(high) - int(low) + 1, np.int64)
+    tiles, bins = _ImageTiles(), int(high) - int(low) + 1
     wide = np.uint64 if values.dtype == np.uint64 else np.int64
+    steps = np.arange(bins, dtype=np.float64)
+    body = steps > air - low
+    worth = np.stack([steps + low, (steps + low) ** 2, body], axis=1)
+    counts, found, held = np.zeros(bins, np.int64), np.empty((max(_HELD // bins, 1), bins), np.float64), 0
+    above = np.empty(min(int(np.prod(tile)), values.size), wide)  # one for all: a new one is pages to be cleared
     for flat in _blocks(values, tile):
-        found = np.bincount((flat.astype(wide) - wide(low)).astype(np.int64), minlength=len(counts))
-        counts += found
-        at = np.flatnonzero(found)
-        tiles.add(at.astype(np.float64) + low, found[at], int(found[at][at > air - low].sum()))
-    steps = np.arange(len(counts), dtype=np.float64)
-    counts[steps <= air - low] = 0
+        np.subtract(flat, wide(low), out=above[: len(flat)])
+        of_tile = np.bincount(above[: len(flat)].view(np.int64), minlength=bins)
+        tiles.ends.append((flat.min().item(), flat.max().item()))
+        counts += of_tile
+        found[held] = of_tile
+        held += 1
+        if held == len(found):
+            tiles.sums.append(_summed(found, worth))
+            held = 0
+    tiles.sums.append(_summed(found[:held], worth))
+    counts[~body] = 0
     total = int(counts.sum())
     if not total:
         return tiles, {**_empty(float(low)), **_histogram(counts, float(low), 1)}
@@ -126,6 +133,10 @@ def _describe_counted(
     }
 
 
+def _summed(found: NDArray[np.float64], worth: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("tb,bs->ts", found, worth))  # BLAS would start threads beside those of other workers
+
+
 def _describe_sorted(
     values: Voxels, tile: Shape3, low: float, high: float, air: float
 ) -> tuple[_ImageTiles, dict[str, Any]]:
@@ -134,7 +145,9 @@ def _describe_sorted(
     for flat in _blocks(values, tile):
         known = flat[np.isfinite(flat)]
         parts.append(known[known > air])
-        tiles.add(known.astype(np.float64), np.ones(len(known), np.int64), len(parts[-1]))
+        wide = known.astype(np.float64)
+        tiles.ends.append((known.min(), known.max()) if len(known) else (np.nan, np.nan))
+        tiles.sums.append(np.array([[wide.sum(), np.einsum("i,i", wide, wide), len(parts[-1])]]))
     body = np.concatenate(parts)
     width = max(float(high) / _STORED_BINS - float(low) / _STORED_BINS, float(np.finfo(np.float64).tiny))
     counts, squares = np.zeros(_STORED_BINS, np.int64), 0.0

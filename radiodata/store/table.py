@@ -159,7 +159,7 @@ def _encode(column: pd.Series[Any], kind: str) -> NDArray[Any]:
         dtype = _DTYPES[kind]
         out[:] = [None] * len(column)
         for i, cell in enumerate(column):
-            out[i] = np.asarray(cell, dtype)
+            out[i] = np.ascontiguousarray(cell, dtype)  # TileDB copies bytes, and looks at no strides
         return out
     if kind == "bytes":
         out[:] = [bytes(cell) for cell in column]
