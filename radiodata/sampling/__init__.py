@@ -19,7 +19,7 @@ from radiodata.sampling.policies import (
     Weighted,
     Whole,
 )
-from radiodata.sampling.split import Column, Fractions, KFold, Split
+from radiodata.sampling.split import Column, Fractions, Frozen, KFold, Split
 from radiodata.sampling.units import Unit
 from radiodata.sampling.volumes import LabelIndex, Needs, TileIndex, Volumes
 
@@ -32,6 +32,7 @@ __all__ = [
     "Foreground",
     "Fractions",
     "Frames",
+    "Frozen",
     "Grid",
     "KFold",
     "LabelIndex",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from radiodata.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import pandas as pd
 
 Parts: TypeAlias = "dict[str, list[str]]"
+PARTS = ("train", "val", "test")
 
 
 @runtime_checkable
@@ -34,11 +36,14 @@ class Fractions:
         Shares for validation and test; each that is above 0 gets one subject at the least.
     seed
         Chooses the draw.
+    stratify
+        Column of `obs_meta` whose values every part holds in the same proportions; numbers by quarters.
     """
 
     val: float = 0.2
     test: float = 0.0
     seed: int = 0
+    stratify: str | None = None
 
     def __post_init__(self) -> None:
         if self.val < 0 or self.test < 0 or self.val + self.test >= 1:
@@ -46,7 +51,7 @@ class Fractions:
 
     def parts(self, obs_meta: pd.DataFrame) -> Parts:
         """Subject ids of each part."""
-        order = _shuffled(obs_meta.index, self.seed)
+        order = _interleaved(obs_meta, self.seed, self.stratify)
         n_val, n_test = (max(1, round(f * len(order))) if f > 0 else 0 for f in (self.val, self.test))
         if n_val + n_test >= len(order):
             raise PlanError(f"{len(order)} subjects cannot be split into train, {n_val} val and {n_test} test")
@@ -56,11 +61,15 @@ class Fractions:
 
 @dataclass(frozen=True)
 class KFold:
-    """Fold `fold` of `k` is validation, the rest is training; every subject is in one fold."""
+    """Fold `fold` of `k` is validation, the rest is training; every subject is in one fold.
+
+    `seed` chooses the folds, and `stratify` is as of ``Fractions``.
+    """
 
     k: int = 5
     fold: int = 0
     seed: int = 0
+    stratify: str | None = None
 
     def __post_init__(self) -> None:
         if self.k < 2 or not 0 <= self.fold < self.k:
@@ -68,7 +77,7 @@ class KFold:
 
     def parts(self, obs_meta: pd.DataFrame) -> Parts:
         """Subject ids of each part."""
-        order = _shuffled(obs_meta.index, self.seed)
+        order = _grouped(obs_meta, self.seed, self.stratify)
         if len(order) < self.k:
             raise PlanError(f"{len(order)} subjects cannot be split into {self.k} folds")
         val = set(order[self.fold :: self.k])
@@ -107,5 +116,96 @@ class Column:
         return {part: sorted(str(s) for s in values.index[values == value]) for part, value in known.items()}
 
 
-def _shuffled(subjects: Iterable[object], seed: int) -> list[str]:
-    return sorted((str(s) for s in subjects), key=lambda s: (hashlib.blake2b(f"{seed}:{s}".encode()).digest(), s))
+@dataclass(frozen=True)
+class Frozen:
+    """The parts stand in a file, so that another run, on any machine, trains on the very same subjects.
+
+    Parameters
+    ----------
+    path
+        JSON: ``{"train": [...], "val": [...], "test": [...]}``, as ``Frozen.save`` and
+        ``RadiologyDataModule.freeze_split`` write it; other fields are passed over.
+    """
+
+    path: str
+
+    @staticmethod
+    def save(path: str | Path, parts: Parts, **more: object) -> Frozen:
+        """Write a file of parts, and of whatever else is to stand in it."""
+        Path(path).write_text(json.dumps({**parts, **more}, indent=2) + "\n")
+        return Frozen(str(path))
+
+    def parts(self, obs_meta: pd.DataFrame) -> Parts:
+        """Subject ids of each part.
+
+        Raises
+        ------
+        ConfigError
+            When there is no such file, or it tells of no parts.
+        PlanError
+            When a subject of it is not in the cohort, or is in two parts.
+        """
+        held = self._read()
+        parts = {part: sorted(map(str, held.get(part, []))) for part in PARTS}
+        known, seen = set(map(str, obs_meta.index)), dict[str, str]()
+        for part, subjects in parts.items():
+            for subject in subjects:
+                if subject not in known:
+                    raise PlanError(f"{self.path}: subject {subject!r} of {part!r} is not in the cohort")
+                if subject in seen:
+                    raise PlanError(f"{self.path}: subject {subject!r} is in {seen[subject]!r} and in {part!r}")
+                seen[subject] = part
+        return parts
+
+    def _read(self) -> dict[str, list[str]]:
+        try:
+            held = json.loads(Path(self.path).read_text())
+        except OSError as error:
+            raise ConfigError(f"Frozen({self.path!r}): {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{self.path} is no JSON: {error}") from error
+        if not isinstance(held, dict) or not all(isinstance(held.get(part, []), list) for part in PARTS):
+            raise ConfigError(f"{self.path} must hold lists of subjects under {', '.join(PARTS)}")
+        return held
+
+
+def _shuffled(obs_meta: pd.DataFrame, seed: int) -> list[str]:
+    subjects = (str(s) for s in obs_meta.index)
+    return sorted(subjects, key=lambda s: (hashlib.blake2b(f"{seed}:{s}".encode()).digest(), s))
+
+
+def _interleaved(obs_meta: pd.DataFrame, seed: int, stratify: str | None) -> list[str]:
+    """Subjects in an order of which every stretch holds the strata alike."""
+    order, strata = _shuffled(obs_meta, seed), _strata(obs_meta, stratify)
+    sizes, met = Counter(strata.values()), Counter[str]()
+    places: dict[str, tuple[float, int]] = {}
+    for subject in order:
+        stratum = strata[subject]
+        places[subject] = ((met[stratum] + 0.5) / sizes[stratum], len(places))
+        met[stratum] += 1
+    return sorted(order, key=lambda s: places[s])
+
+
+def _grouped(obs_meta: pd.DataFrame, seed: int, stratify: str | None) -> list[str]:
+    """Subjects stratum by stratum, to be dealt out in turn."""
+    strata = _strata(obs_meta, stratify)
+    return sorted(_shuffled(obs_meta, seed), key=lambda s: strata[s])
+
+
+def _strata(obs_meta: pd.DataFrame, name: str | None) -> dict[str, str]:
+    import pandas as pd
+
+    subjects = [str(s) for s in obs_meta.index]
+    if name is None:
+        return dict.fromkeys(subjects, "")
+    if name not in obs_meta.columns:
+        raise PlanError(f"obs_meta has no column {name!r} to stratify by; it has {list(obs_meta.columns)}")
+    column = obs_meta[name]
+    numbers = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+    if numbers and column.nunique() > _MOST_STRATA:
+        column = pd.qcut(column.astype("Float64"), 4, labels=False, duplicates="drop")
+    return dict(zip(subjects, column.astype("string").fillna("missing").astype(str), strict=True))
+
+
+_MOST_STRATA = 10
+"""Numbers with more values than this are told apart by quarters only."""
