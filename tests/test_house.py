@@ -16,7 +16,7 @@ FLOORS = [
     {"executors"},
     {"geometry"},
     {"store", "sampling"},
-    {"loading", "ingest", "inference"},
+    {"loading", "ingest", "inference", "augment"},
     {"export"},
     {"demo", "pipeline"},
     {"lightning"},
