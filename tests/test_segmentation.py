@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from radiodata.errors import ConfigError
 from radiodata.lightning import dice as dice_module
 from radiodata.lightning.dice import CaseDice, confusion
+from radiodata.lightning.optim import warmup_cosine
 from radiodata.lightning.preview import PredictionPreview, _cut
-from radiodata.lightning.segmentation import SegmentationModule, warmup_cosine
+from radiodata.lightning.segmentation import SegmentationModule
 from radiodata.lightning.stop import StopOnSignal
 
 pytest.importorskip("monai")

@@ -75,14 +75,15 @@ def normals(seed: int, shape: Sequence[int], device: torch.device) -> torch.Tens
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ _shifted(z, shift)).mul_(_signed(factor))
     z = z ^ _shifted(z, 31)
-    first = (_shifted(z, 40) + 1).to(torch.float32).mul_(2.0**-24)  # in (0, 1]
+    first: torch.Tensor = (_shifted(z, 40) + 1).to(torch.float32).mul_(2.0**-24)  # in (0, 1]
     angle = (z & (2**24 - 1)).to(torch.float32).mul_(2.0**-24 * 2 * math.pi)
     return first.log_().mul_(-2).sqrt_().mul_(angle.cos_()).view(*shape)
 
 
 def _shifted(z: torch.Tensor, by: int) -> torch.Tensor:
     """Shift 64 bits to the right, filling up with zeros."""
-    return (z >> by) & (2 ** (64 - by) - 1)
+    moved: torch.Tensor = (z >> by) & (2 ** (64 - by) - 1)
+    return moved
 
 
 def _signed(word: int) -> int:

@@ -2,57 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from radiodata.errors import ConfigError, PlanError
-from radiodata.lightning.normalize import Normalization, Window, check_normalization, standardize, window_of
+from radiodata.lightning.normalize import check_normalization, normalizer_of
+from radiodata.lightning.stages import by_stage, check_batch, global_batch, named
 from radiodata.loading import PatchDataset, PatchLoader, VolumeLoader
-from radiodata.sampling import Foreground, Fractions, Uniform
+from radiodata.sampling import Foreground, Fractions, Frozen, Uniform
 from radiodata.store import Cohort, ReadConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from radiodata.lightning.normalize import Normalization, Normalizer
+    from radiodata.loading.failures import OnError
+    from radiodata.loading.tables import TableTarget
     from radiodata.sampling import Policy, Split
     from radiodata.store import Manifest
 
 
 class RadiologyDataModule(LightningDataModule):
-    """Crops of a cohort for training; whole volumes for validation, test and prediction.
+    """Crops of a cohort for training; whole volumes, or crops, for validation, test and prediction.
 
-    Subjects are split, never volumes. Voxels travel in their stored dtype; ``on_after_batch_transfer`` casts
-    and normalises the image on the device, from statistics recorded at ingest. The place in the stream is in
+    Subjects are split, never volumes. Voxels travel in their stored dtype; ``on_after_batch_transfer`` casts,
+    normalises and augments them on the device, from statistics recorded at ingest. The place in the stream is in
     every checkpoint, so that a resumed run goes on with the next batch, on another number of devices too.
 
     Parameters
     ----------
     uri
         The cohort; None makes and uses the embedded demo cohort.
+    where
+        Subjects to take of it, as of ``Cohort.filter``: ``"age >= 18 and CT.spacing_z <= 3"``.
     image
-        Collection under the key ``"image"``.
+        Collection under the key ``"image"``; several, whose channels are stacked; or key to either.
     label
-        Collection under the key ``"label"``, or None.
+        Collection under the key ``"label"``, or key to collection (labels, masks); None: no labels.
+    targets
+        Sample key to a column of the tables, for classification and regression: see ``TableTarget``.
     patch_size
-        Crop shape in voxels: one int or three.
-    batch_size
-        Global batch: over all devices together.
+        Crop shape in voxels: one int or three (two with ``Slices``).
+    batch_size, batch_size_per_device
+        Samples of a batch: over all devices together (4 by default), or of each. One of both.
     policy
-        Where crops fall; by default ``Foreground(0.5)`` with a label, else ``Uniform()``.
+        Where crops fall in training; by default ``Foreground(0.5)`` with a label, else ``Uniform()``. Or stage
+        (``"train"``, ``"val"``, ``"test"``, ``"predict"``) to policy: stages without one get whole volumes.
     split
-        ``Fractions``, ``KFold`` or ``Column``.
+        ``Fractions``, ``KFold``, ``Column`` or ``Frozen``.
     transforms
-        Called on every training sample, in the worker; MONAI dict transforms apply as they are.
+        Called on every training sample, in the worker; MONAI dict transforms apply as they are. Or stage to
+        transforms.
+    augment
+        Called on every normalised training batch, on the device: ``radiodata.augment.Augment()``, or a callable that
+        takes a batch, and ``images`` and ``labels``, the keys of what it holds.
     normalize
-        ``"ct"``: clip to percentiles of the training subjects, then z-score; ``"mr"``: z-score by each
-        volume's own statistics; None: cast to float32 only.
-    crops_per_volume, crops_per_unit, cell_tiles, seed
+        ``"ct"``: clip to percentiles of the training subjects, then z-score; ``"mr"``: z-score by each volume's own
+        statistics (PET too); a ``Window``; None: cast to float32 only. Or collection to one of these.
+    crops_per_volume, crops_per_unit, cell_tiles, steps, seed, on_error, cache_bytes
         As for ``PatchDataset``.
     num_workers
         Worker processes for training, on each device; 0 reads ahead in threads.
-    multiprocessing_context, pin_memory
+    prefetch, threads, read_ahead, timeout, multiprocessing_context, pin_memory
         As for ``PatchLoader``; memory is pinned by default where CUDA is there.
     read
         How TileDB reads; by default as the environment says (see ``ReadConfig``).
@@ -71,19 +86,30 @@ class RadiologyDataModule(LightningDataModule):
         self,
         uri: str | None = None,
         *,
-        image: str = "CT",
-        label: str | None = None,
-        patch_size: int | Sequence[int] = 96,
-        batch_size: int = 4,
-        policy: Policy | None = None,
+        where: str | None = None,
+        image: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "CT",
+        label: str | Mapping[str, str] | None = None,
+        targets: Mapping[str, str | Mapping[str, Any] | TableTarget] | None = None,
+        patch_size: int | Sequence[int] | None = 96,
+        batch_size: int | None = None,
+        batch_size_per_device: int | None = None,
+        policy: Policy | Mapping[str, Policy | None] | None = None,
         split: Split | None = None,
-        transforms: Callable[[dict[str, Any]], Any] | None = None,
-        normalize: Normalization = "ct",
+        transforms: Callable[[dict[str, Any]], Any] | Sequence[Any] | Mapping[str, Any] | None = None,
+        augment: Callable[..., Any] | None = None,
+        normalize: Normalization | Mapping[str, Normalization] = "ct",
         crops_per_volume: int = 16,
         crops_per_unit: int = 8,
         cell_tiles: int | None = None,
-        num_workers: int = 2,
+        steps: int | None = None,
         seed: int = 0,
+        on_error: OnError = "raise",
+        cache_bytes: int = 1 << 30,
+        num_workers: int = 2,
+        prefetch: int = 4,
+        threads: int = 2,
+        read_ahead: int = 8,
+        timeout: float | None = 300.0,
         multiprocessing_context: Any = None,
         pin_memory: bool | None = None,
         read: ReadConfig | None = None,
@@ -91,25 +117,40 @@ class RadiologyDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_normalization(normalize)
-        self._uri = uri
-        self.keys = {"image": image, **({"label": label} if label else {})}
+        check_batch(batch_size, batch_size_per_device)
+        self._uri, self._where = uri, where
+        self.images, self.labels = named(image, "image"), named(label, "label")
+        if both := sorted(set(self.images) & set(self.labels)):
+            raise ConfigError(f"keys {both} are of images and of labels: give each its own")
+        self.keys = {**self.images, **self.labels}
         self.split = split or Fractions()
-        self.transforms = transforms
+        self.transforms, self.augment = by_stage(transforms, "transforms"), augment
+        self.policies = by_stage(policy, "policy")
+        self.policies["train"] = self.policies["train"] or (Foreground(0.5) if self.labels else Uniform())
         self.normalize = normalize
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.batch_size_per_device = batch_size, batch_size_per_device
+        self.targets, self._steps = targets, steps
         self._sampling: dict[str, Any] = {
             "patch_size": patch_size,
-            "policy": policy or (Foreground(0.5) if label else Uniform()),
             "crops_per_volume": crops_per_volume,
             "crops_per_unit": crops_per_unit,
             "cell_tiles": cell_tiles,
             "seed": seed,
+            "on_error": on_error,
+            "cache_bytes": cache_bytes,
         }
         pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._loading: dict[str, Any] = {"multiprocessing_context": multiprocessing_context, "pin_memory": pin}
+        self._ahead: dict[str, Any] = {
+            "num_workers": num_workers,
+            "prefetch": prefetch,
+            "threads": threads,
+            "read_ahead": read_ahead,
+            "timeout": timeout,
+        }
         self._read, self._demand = read, demand
         self._cohort: Cohort | None = None
-        self._window: Window | None = None
+        self._normalizer: Normalizer | None = None
         self._train: PatchLoader | None = None
         self._resume: Mapping[str, Any] | None = None
         self.subjects: dict[str, list[str]] = {}
@@ -125,9 +166,10 @@ class RadiologyDataModule(LightningDataModule):
 
     @property
     def cohort(self) -> Cohort:
-        """The whole cohort, opened on first use."""
+        """The cohort, or what `where` takes of it; opened on first use."""
         if self._cohort is None:
-            self._cohort = Cohort(self.uri, config=self._read, demand=self._demand)
+            whole = Cohort(self.uri, config=self._read, demand=self._demand)
+            self._cohort = whole if self._where is None else whole.filter(self._where)
         return self._cohort
 
     @property
@@ -137,17 +179,23 @@ class RadiologyDataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the label collection, background included.
+        """Classes of the first label collection, background included.
 
         Raises
         ------
         ConfigError
             When there is no label.
         """
-        if "label" not in self.keys:
+        if not self.labels:
             raise ConfigError("num_classes needs a label collection: RadiologyDataModule(label=...)")
-        values = self.cohort[self.keys["label"]].obs["label_values"]
+        first = next(iter(self.labels.values()))
+        values = self.cohort[first if isinstance(first, str) else first[0]].obs["label_values"]
         return 1 + max((int(v.max()) for v in values if len(v)), default=0)
+
+    def freeze_split(self, path: str | Path) -> Frozen:
+        """Write the parts, and the manifest, into a file: ``split=Frozen(path)`` is the very same split."""
+        self._parts()
+        return Frozen.save(path, self.subjects, manifest=asdict(self.manifest))
 
     def prepare_data(self) -> None:
         """Make the demo cohort if no URI was given; runs in one process only."""
@@ -157,52 +205,52 @@ class RadiologyDataModule(LightningDataModule):
             self._uri = ensure_demo()
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the subjects and, for training, take the intensity window of the training subjects."""
-        self.subjects = self.split.parts(self.cohort.obs_meta)
+        """Split the subjects, and take what images are normalised by from the training subjects."""
         self._train = None
-        if self.normalize == "ct":
-            train = self.cohort.subset(self.subjects["train"])
-            self._window = window_of(train[self.keys["image"]])
+        self.subjects = self.split.parts(self.cohort.obs_meta)
+        train = self.cohort.subset(self.subjects["train"])
+        self._normalizer = normalizer_of(train, self.images, self.normalize)
 
     def train_dataloader(self) -> PatchLoader:
         """Crops of the training subjects."""
         if self._train is None:
-            dataset = PatchDataset(
-                self._part("train"), self.keys, transform=self.transforms, read=self._read, **self._sampling
-            )
+            overfit = bool(self.trainer is not None and getattr(self.trainer, "overfit_batches", 0))
+            dataset = self._crops("train", steps=self._steps)
             self._train = PatchLoader(
-                dataset, self.batch_size, num_workers=self.num_workers, **self._world(), **self._loading
+                dataset, self._batch(), repeat_epoch=overfit, **self._ahead, **self._world(), **self._loading
             )
             if self._resume is not None:
                 self._train.load_state_dict(self._resume)
                 self._resume = None
         return self._train
 
-    def val_dataloader(self) -> VolumeLoader:
-        """Whole volumes of the validation subjects."""
-        return self._volumes("val", self.keys)
+    def val_dataloader(self) -> PatchLoader:
+        """Whole volumes of the validation subjects, or crops where `policy` says so."""
+        return self._rest("val")
 
-    def test_dataloader(self) -> VolumeLoader:
-        """Whole volumes of the test subjects."""
-        return self._volumes("test", self.keys)
+    def test_dataloader(self) -> PatchLoader:
+        """Whole volumes of the test subjects, or crops where `policy` says so."""
+        return self._rest("test")
 
-    def predict_dataloader(self) -> VolumeLoader:
-        """Whole volumes of every subject, images only."""
-        loader: dict[str, Any] = {**self._world(), **self._loading}
-        return VolumeLoader(self.cohort, {"image": self.keys["image"]}, read=self._read, **loader)
+    def predict_dataloader(self) -> PatchLoader:
+        """Whole volumes of every subject, or crops where `policy` says so; images only."""
+        return self._rest("predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Cast and normalise on the device: image to float32, label to int64."""
-        if not isinstance(batch, dict) or "image" not in batch:
+        """Cast and normalise on the device, images to float32 and labels to int64; augment what trains."""
+        if not isinstance(batch, dict) or not set(batch) & set(self.images):
             return batch
-        image = batch["image"]
-        if self._window is not None:
-            image = self._window(image)
-        elif self.normalize == "mr":
-            image = standardize(image, batch["image_stats"])
-        out = {**batch, "image": image.float()}
-        if "label" in batch:
-            out["label"] = batch["label"].long()
+        if self._normalizer is None:
+            self.setup()
+        assert self._normalizer is not None
+        out: dict[str, Any] = self._normalizer(batch)
+        out = {**out, **{key: out[key].long() for key in self.labels if key in out}}
+        if self.trainer is not None and self.trainer.training:
+            if self._train is not None:
+                self._train.stop_after(self.trainer.num_training_batches)
+            if self.augment is not None:
+                augmented: dict[str, Any] = self.augment(out, images=[*self.images], labels=[*self.labels])
+                return augmented
         return out
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,15 +268,41 @@ class RadiologyDataModule(LightningDataModule):
             self._train.load_state_dict(self._resume)
             self._resume = None
 
-    def _part(self, part: str) -> Cohort:
+    def _parts(self) -> dict[str, list[str]]:
         if not self.subjects:
             self.setup()
-        if not self.subjects[part]:
-            raise PlanError(f"{self.split} leaves no subject for {part!r}: change the split")
-        return self.cohort.subset(self.subjects[part])
+        return self.subjects
 
-    def _volumes(self, part: str, keys: dict[str, str]) -> VolumeLoader:
-        return VolumeLoader(self._part(part), keys, read=self._read, **self._world(), **self._loading)
+    def _part(self, stage: str) -> Cohort:
+        if stage == "predict":
+            return self.cohort
+        subjects = self._parts()[stage]
+        if not subjects:
+            raise PlanError(f"{self.split} leaves no subject for {stage!r}: change the split")
+        return self.cohort.subset(subjects)
+
+    def _given(self, stage: str) -> dict[str, Any]:
+        keys = self.images if stage == "predict" else self.keys
+        targets = None if stage == "predict" else self.targets
+        return {"keys": keys, "targets": targets, "transform": self.transforms[stage], "read": self._read}
+
+    def _crops(self, stage: str, **more: Any) -> PatchDataset:
+        given = self._given(stage)
+        return PatchDataset(
+            self._part(stage), given.pop("keys"), policy=self.policies[stage], **given, **self._sampling, **more
+        )
+
+    def _rest(self, stage: str) -> PatchLoader:
+        """Loader of a stage that does not train: in the order of the cohort, every sample once."""
+        world = self._world()
+        if self.policies[stage] is None:
+            given = self._given(stage)
+            return VolumeLoader(self._part(stage), given.pop("keys"), **given, **world, **self._loading)
+        dataset = self._crops(stage, mode="pad", order="sequential")
+        return PatchLoader(dataset, self._batch(), **self._ahead, **world, **self._loading)
+
+    def _batch(self) -> int:
+        return global_batch(self.batch_size, self.batch_size_per_device, self._world().get("world_size", 1))
 
     def _world(self) -> dict[str, Any]:
         if self.trainer is None:

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 
 from radiodata.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
-    from radiodata.store import VolumeCollection
-
-Normalization: TypeAlias = 'Literal["ct", "mr"] | None'
+    from radiodata.loading.aligned import Keys
+    from radiodata.store import Cohort, VolumeCollection
 
 
 @dataclass(frozen=True)
 class Window:
     """Intensities of a training set: clip to ``low..high``, then subtract `mean` and divide by `std`.
 
-    Percentiles 0.5 and 99.5 of the voxels inside labels, and the moments after clipping, as nnU-Net does for CT
-    (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z); of all voxels above air where there are no labels.
+    ``window_of`` takes it of a collection: percentiles 0.5 and 99.5 of the voxels inside labels, and the moments
+    after clipping, as nnU-Net does for CT (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z); of all voxels above
+    air where there are no labels. Give one of your own for, say, lung: ``Window(-1000, 400, -300, 400)``.
     """
 
     low: float
     high: float
-    mean: float
-    std: float
+    mean: float = 0.0
+    std: float = 1.0
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Normalise an image of any shape into float32."""
-        return (image.float().clamp_(self.low, self.high) - self.mean) / self.std
+        return (image.float().clamp(self.low, self.high) - self.mean) / self.std
+
+
+Normalization: TypeAlias = 'Literal["ct", "mr"] | Window | None'
+"""``"ct"``: the window of the training subjects; ``"mr"``: z-score by each volume's own statistics; None: none."""
 
 
 def window_of(collection: VolumeCollection) -> Window:
@@ -60,7 +65,7 @@ def _window(values: NDArray[Any], counts: NDArray[Any]) -> Window:
 
 
 def standardize(image: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
-    """Z-score every image by its own volume's mean and standard deviation (MR).
+    """Z-score every image by its own volume's mean and standard deviation (MR, PET).
 
     Parameters
     ----------
@@ -74,7 +79,93 @@ def standardize(image: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
     return (image.float() - mean) / std.clamp(min=1e-6)
 
 
-def check_normalization(kind: str | None) -> None:
-    """Refuse a kind of normalisation that is not known."""
-    if kind not in ("ct", "mr", None):
-        raise ConfigError(f"normalize must be 'ct', 'mr' or None, not {kind!r}")
+@dataclass(frozen=True)
+class _Part:
+    """Channels of one collection within an image."""
+
+    how: Normalization
+    channels: int
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Normalises the images of batches, collection by collection; see ``normalizer_of``."""
+
+    parts: Mapping[str, tuple[_Part, ...]]
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Give a batch whose images are normalised, float32."""
+        out = dict(batch)
+        for key, parts in self.parts.items():
+            if key in batch:
+                out[key] = self._image(batch[key], batch.get(f"{key}_stats"), parts)
+        return out
+
+    def _image(self, image: torch.Tensor, stats: torch.Tensor | None, parts: tuple[_Part, ...]) -> torch.Tensor:
+        if len(parts) == 1:
+            return _normalized(image, stats, parts[0].how)
+        slices = image.shape[1] // sum(part.channels for part in parts)  # neighbours of a slice are channels
+        pieces = torch.split(image, [part.channels * slices for part in parts], dim=1)  # type: ignore[no-untyped-call]
+        return torch.cat(
+            [
+                _normalized(piece, None if stats is None else stats[:, place], part.how)
+                for place, (piece, part) in enumerate(zip(pieces, parts, strict=True))
+            ],
+            dim=1,
+        )
+
+
+def _normalized(image: torch.Tensor, stats: torch.Tensor | None, how: Normalization) -> torch.Tensor:
+    if isinstance(how, Window):
+        return how(image)
+    if how == "mr" and stats is not None:
+        return standardize(image, stats)
+    return image.float()
+
+
+def normalizer_of(cohort: Cohort, images: Keys, normalize: Normalization | Mapping[str, Normalization]) -> Normalizer:
+    """Normaliser of batches.
+
+    Parameters
+    ----------
+    cohort
+        The training subjects, of whom windows are taken.
+    images
+        Sample key to collection, or collections, of images.
+    normalize
+        How; or collection to how.
+
+    Raises
+    ------
+    ConfigError
+        When a collection is given no way, or one that is not known.
+    """
+    parts = {}
+    for key, names in images.items():
+        held = [names] if isinstance(names, str) else list(names)
+        parts[key] = tuple(_part(cohort[name], normalize) for name in held)
+    return Normalizer(parts)
+
+
+def check_normalization(normalize: Any) -> None:
+    """Refuse what is no kind of normalisation.
+
+    Raises
+    ------
+    ConfigError
+        When it is none.
+    """
+    for how in normalize.values() if isinstance(normalize, Mapping) else (normalize,):
+        if not (how in ("ct", "mr", None) or isinstance(how, Window)):
+            raise ConfigError(f"normalize must be 'ct', 'mr', a Window or None, or name one a collection, not {how!r}")
+
+
+def _part(collection: VolumeCollection, normalize: Normalization | Mapping[str, Normalization]) -> _Part:
+    if isinstance(normalize, Mapping):
+        if collection.name not in normalize:
+            raise ConfigError(f"normalize={dict(normalize)} does not say how for collection {collection.name!r}")
+        how: Normalization = normalize[collection.name]
+    else:
+        how = normalize
+    channels = int(collection.obs["channels"].max()) if len(collection) else 1
+    return _Part(window_of(collection) if how == "ct" else how, channels)

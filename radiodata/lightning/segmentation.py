@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from radiodata.errors import ConfigError
 from radiodata.lightning.dice import CaseDice
+from radiodata.lightning.optim import OptimizedModule, Settings, callable_of
 
 if TYPE_CHECKING:
-    from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+    from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["SegmentationModule", "warmup_cosine"]
+__all__ = ["SegmentationModule"]
 
 Batch: TypeAlias = Mapping[str, Any]
-Settings: TypeAlias = Mapping[str, Any]
-"""A Hydra node: ``_target_`` and its arguments, ``_partial_: true``."""
 
 
-class SegmentationModule(LightningModule):
+class SegmentationModule(OptimizedModule):
     """A network that gives each voxel one class.
 
     A training batch is ``image`` (B, C, x, y, z) float32, ``label`` (B, 1, x, y, z) int64 and ``is_padding``
@@ -79,19 +75,18 @@ class SegmentationModule(LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] | Settings | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | Settings | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if not 2 <= num_classes <= 256:
             raise ConfigError(f"num_classes is {num_classes}, background included; it must be 2 to 256")
         parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler, "loss": loss}
         self.save_hyperparameters(ignore=[name for name, part in parts.items() if callable(part)])
         self.network: nn.Module = (
-            network if isinstance(network, nn.Module) else _callable(network)(out_channels=num_classes)
+            network if isinstance(network, nn.Module) else callable_of(network)(out_channels=num_classes)
         )
-        self.loss: Callable[[Tensor, Tensor], Tensor] = _callable(loss) if loss is not None else _dice_ce()
+        self.loss: Callable[[Tensor, Tensor], Tensor] = callable_of(loss) if loss is not None else _dice_ce()
         self.dice = CaseDice(num_classes)
         self.roi_size = (roi_size,) * 3 if isinstance(roi_size, int) else tuple(roi_size)
         self.overlap, self.sw_batch_size, self.stitch_on = overlap, sw_batch_size, stitch_on
-        self._optimizer, self._scheduler = optimizer, scheduler
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, x, y, z) of patches (B, C, x, y, z)."""
@@ -134,10 +129,15 @@ class SegmentationModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Labels (B, 1, x, y, z), uint8, of whole volumes ``image`` (B, C, x, y, z)."""
+        labels: Tensor = self.predict_logits(batch["image"]).argmax(dim=1, keepdim=True)
+        return labels.to(torch.uint8)
+
+    def predict_logits(self, image: Tensor) -> Tensor:
+        """Logits (B, K, x, y, z) of whole volumes (B, C, x, y, z), patch by patch."""
         from monai.inferers import sliding_window_inference
 
-        logits = sliding_window_inference(
-            batch["image"],
+        logits: Tensor = sliding_window_inference(
+            image,
             roi_size=self.roi_size,
             sw_batch_size=self.sw_batch_size,
             predictor=self.network,
@@ -146,77 +146,12 @@ class SegmentationModule(LightningModule):
             sw_device=self.device,
             device=self.stitch_on or self.device,
         )
-        labels: Tensor = logits.argmax(dim=1, keepdim=True)
-        return labels.to(torch.uint8)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer, and the scheduler over the whole run's steps.
-
-        Raises
-        ------
-        radiodata.errors.ConfigError
-            A scheduler was asked for in a run without an end.
-        """
-        make = _callable(self._optimizer) if self._optimizer is not None else _adamw
-        optimizer: Optimizer = make(self.parameters())
-        if self._scheduler is None:
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if not 0 < steps < float("inf"):
-            raise ConfigError(
-                f"the scheduler needs to know how many steps the run has, and it has {steps}: set "
-                "trainer.max_epochs or trainer.max_steps, or optim.scheduler=null"
-            )
-        scheduler = _callable(self._scheduler)(optimizer, int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return logits
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
         assert isinstance(total, Tensor)
         return total.cpu()
-
-
-def warmup_cosine(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.1) -> LambdaLR:
-    """Learning rate up along a line to the optimizer's own, then down along a cosine to nothing.
-
-    Parameters
-    ----------
-    optimizer
-        Its learning rates are the peaks.
-    total_steps
-        Steps of the whole run.
-    warmup
-        Share of the steps that go up, 0 to 1; the first step is made at ``1 / up`` of the peak.
-
-    Returns
-    -------
-    torch.optim.lr_scheduler.LambdaLR
-        To be stepped after each optimizer step.
-    """
-    from torch.optim.lr_scheduler import LambdaLR
-
-    up = max(1, round(warmup * total_steps))
-    down = max(1, total_steps - up)
-
-    def factor(step: int) -> float:
-        if step < up:
-            return (step + 1) / up
-        return 0.5 * (1.0 + math.cos(math.pi * min(step - up, down) / down))
-
-    return LambdaLR(optimizer, factor)
-
-
-def _callable(part: Callable[..., Any] | Settings) -> Callable[..., Any]:
-    if not isinstance(part, Mapping):
-        return part
-    from hydra.utils import instantiate
-
-    made: Callable[..., Any] = instantiate(dict(part), _convert_="all")
-    return made
-
-
-def _adamw(parameters: Any) -> Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)
 
 
 def _dice_ce() -> Callable[[Tensor, Tensor], Tensor]:

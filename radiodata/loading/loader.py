@@ -107,6 +107,8 @@ class PatchLoader:
         Seconds that a batch may take before the loader gives up and says what hangs; None waits for ever.
     on_mismatch
         What ``load_state_dict`` does with the state of another plan: refuse it, or begin its epoch anew.
+    repeat_epoch
+        Give the batches of the first epoch in every epoch, to see whether a network can learn them by heart.
 
     Raises
     ------
@@ -135,6 +137,7 @@ class PatchLoader:
         collate_fn: Callable[[list[Any]], Batch] = collate_samples,
         timeout: float | None = 300.0,
         on_mismatch: Literal["error", "restart_epoch"] = "error",
+        repeat_epoch: bool = False,
     ) -> None:
         self.patches = dataset  # not `dataset`: Lightning would warn of an IterableDataset with a length
         self.batch_size = batch_size
@@ -167,6 +170,7 @@ class PatchLoader:
         self._shape = (num_workers, prefetch, pin_memory)
         self.estimate().warn()
         self._epoch, self._step, self._fresh = dataset.epoch, 0, True
+        self._repeat, self._last = repeat_epoch, len(self)
 
     @property
     def epoch(self) -> int:
@@ -179,7 +183,7 @@ class PatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._fresh:
-            self._epoch, self._step, self._fresh = self._epoch + 1, 0, True
+            self._epoch, self._step, self._fresh = self._next(), 0, True
         return self._batches(self._epoch, self._step)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -214,6 +218,10 @@ class PatchLoader:
         """End the workers now, rather than when the loader goes or the program ends; ``iter()`` starts others."""
         self._transport.close()
 
+    def stop_after(self, batches: float) -> None:
+        """Take note that a trainer takes no more than so many batches of an epoch: its state is then at the next."""
+        self._last = int(min(batches, len(self)))
+
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch` with the next ``iter()``."""
         self._epoch, self._step, self._fresh = epoch, 0, True
@@ -221,13 +229,14 @@ class PatchLoader:
     def state_dict(self) -> dict[str, Any]:
         """State after the batches handed out so far; small, and equal on all ranks."""
         plan = self.patches.plan
+        ended = self._step >= self._last < len(self)
         return {
             "version": STATE_VERSION,
             "plan_hash": plan.hash,
             "plan": plan.describe(),
             "seed": plan.seed,
-            "epoch": self._epoch,
-            "step": self._step,
+            "epoch": self._next() if ended else self._epoch,
+            "step": 0 if ended else self._step,
             "global_batch": plan.batch,
         }
 
@@ -247,8 +256,11 @@ class PatchLoader:
                 raise StateMismatchError(_difference(state["plan"], self.patches.plan.describe()))
             step = 0
         if step >= len(self):
-            epoch, step = epoch + 1, 0
+            epoch, step = epoch + (not self._repeat), 0
         self._epoch, self._step, self._fresh = epoch, step, True
+
+    def _next(self) -> int:
+        return self._epoch + (not self._repeat)
 
 
 def _difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
