@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["config_dir", "require_group"]
+__all__ = ["Option", "config_dir", "options", "require_group"]
 
 
 def config_dir() -> Path:
@@ -65,6 +66,59 @@ def require_group(config: Mapping[str, Any], group: str, example: str) -> None:
     raise ConfigError(
         f"no {group} was chosen: say +{group}={example} on the command line; available: {', '.join(_options(group))}"
     )
+
+
+@dataclass(frozen=True)
+class Option:
+    """One file of the configs.
+
+    Attributes
+    ----------
+    group, name
+        ``data``, ``ct_isotropic``.
+    summary
+        Its first comment.
+    given
+        How it is given to ``recipes/train.py``: ``+data=ct_isotropic``.
+    """
+
+    group: str
+    name: str
+    summary: str
+    given: str
+
+
+def options(group: str | None = None) -> list[Option]:
+    """Options of a group, or of all groups, as ``radiodata configs`` lists them.
+
+    Raises
+    ------
+    radiodata.errors.ConfigError
+        There is no such group.
+    """
+    folders = sorted(path for path in config_dir().iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
+    if group is not None and group not in (names := [path.name for path in folders]):
+        raise ConfigError(f"there is no group {group!r}; there are {', '.join(names)}")
+    return [
+        Option(
+            folder.name,
+            path.stem,
+            _summary(path),
+            f"{'' if folder.name in _IN_DEFAULTS else '+'}{folder.name}={path.stem}",
+        )
+        for folder in folders
+        if group in (None, folder.name)
+        for path in sorted(folder.glob("*.yaml"))
+    ]
+
+
+_IN_DEFAULTS = ("experiment", "model", "optim")
+"""Groups that the training recipe has in its defaults list: they are swapped, the others added with +."""
+
+
+def _summary(path: Path) -> str:
+    comments = (line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return next((text for text in comments if not text.startswith("@package")), "")
 
 
 def _options(group: str) -> list[str]:

@@ -1,7 +1,9 @@
-"""Train a segmentation network: copy this file, and change it as you like.
+"""Train a network: copy this file, and change it as you like.
 
     python recipes/train.py +data=ct_isotropic
-    python recipes/train.py +data=ct_isotropic +sampler=uniform +transforms=light model=unet_large
+    python recipes/train.py experiment=hippocampus data.uri=cohort
+    python recipes/train.py experiment=classification       (slices, multimodal, ssl: see `radiodata configs`)
+    python recipes/train.py +data=ct_isotropic +sampler=uniform +augment=nnunet model=unet_large
     python recipes/train.py +data=ct_isotropic +trainer=ddp_cpu trainer.max_epochs=5
     python recipes/train.py +data=ct_isotropic ckpt_path=runs/default/<date>_<time>/checkpoints/last.ckpt
 
@@ -35,7 +37,7 @@ SHOWN = 12  # classes told in a line; the logs hold all
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")  # type: ignore[untyped-decorator]
 def main(cfg: DictConfig) -> float:
-    """Train, and return the best validation Dice."""
+    """Train, and return the best validation score."""
     try:
         require_group(cfg, "data", "ct_isotropic")
     except ConfigError as error:
@@ -48,7 +50,7 @@ def main(cfg: DictConfig) -> float:
     if trainer.is_global_zero:
         picture = run_dir / "preview.png"
         print(
-            f"{dice(trainer)}, best {best:.3f} | checkpoints {run_dir / 'checkpoints'} | "
+            f"{scores(trainer)}, best {best:.3f} | checkpoints {run_dir / 'checkpoints'} | "
             f"picture {picture if picture.exists() else 'none'} | logs {run_dir / 'logs'}",
             flush=True,
         )
@@ -68,7 +70,10 @@ def train(cfg: DictConfig, run_dir: Path) -> Trainer:
     data.prepare_data()
     data.setup("fit")
     log_data(data, run_dir)
-    model = instantiate(cfg.model, num_classes=data.num_classes, _convert_="all")
+    classes = {"num_classes": data.num_classes} if has_classes(data) else {}
+    model = instantiate(cfg.model, **classes, _convert_="all")
+    if cfg.init_from:
+        begin_with(model, cfg.init_from)
     stop = StopOnSignal()
     trainer: Trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         logger=loggers(run_dir),
@@ -88,12 +93,33 @@ def train(cfg: DictConfig, run_dir: Path) -> Trainer:
     return trainer
 
 
+def has_classes(data: Any) -> bool:
+    """Whether classes are those of a label collection."""
+    return bool(getattr(data, "labels", True))
+
+
+def begin_with(model: Any, path: str) -> None:
+    """Take the weights of another run's network, such as a self-supervised one: those of the same name and shape."""
+    import torch
+    from lightning.pytorch.utilities import rank_zero_info
+
+    held = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    mine = model.state_dict()
+    same = {name: value for name, value in held.items() if name in mine and mine[name].shape == value.shape}
+    if not same:
+        raise ConfigError(f"init_from={path}: no weight of it has the name and shape of one of this model")
+    model.load_state_dict(same, strict=False)
+    left = sorted(set(mine) - set(same))
+    rank_zero_info(f"began with {len(same)} of {len(mine)} weights of {path}; anew: {', '.join(left) or 'none'}")
+
+
 def log_data(data: Any, run_dir: Path) -> None:
-    """Write down what is trained on: ``data.demand=HASH`` refuses anything else."""
+    """Write down what is trained on: ``data.demand=HASH`` refuses anything else; split.json has the parts."""
     from lightning.pytorch.utilities import rank_zero_only
 
     if rank_zero_only.rank == 0 and hasattr(data, "manifest"):
         (run_dir / "data.json").write_text(json.dumps(data.manifest.to_dict(), indent=2) + "\n")
+        data.freeze_split(run_dir / "split.json")
 
 
 def loggers(run_dir: Path) -> list[Logger]:
@@ -107,37 +133,46 @@ def loggers(run_dir: Path) -> list[Logger]:
 
 
 def callbacks(cfg: DictConfig, run_dir: Path) -> list[Callback]:
-    """Checkpoints (best and last), the preview picture, the learning rate, progress."""
+    """Checkpoints (best and last), pictures, throughput, what was trained on, the learning rate, progress."""
     import lightning.pytorch.callbacks as of
     from lightning.pytorch.utilities import rank_zero_info
 
-    from radiodata.lightning import PredictionPreview
+    from radiodata.lightning import DataThroughput, FrozenCohort, PredictionPreview, SamplePreview
 
     shared: dict[str, Any] = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
     made: list[Callback] = [
         of.LearningRateMonitor(logging_interval="step"),
-        of.ModelCheckpoint(filename="best", monitor="val/dice", mode="max", **shared),
+        of.ModelCheckpoint(filename="best", monitor=cfg.monitor, mode=cfg.monitor_mode, **shared),
         of.ModelCheckpoint(filename="last", every_n_epochs=1, save_on_exception=True, **shared),
+        DataThroughput(),
     ]
+    if "radiodata" in cfg.data["_target_"]:
+        made.append(FrozenCohort())
     if every := cfg.checkpoint_every_n_steps:
         made.append(of.ModelCheckpoint(filename="last", every_n_train_steps=every, **shared))
     if find_spec("matplotlib"):
-        made.append(PredictionPreview(run_dir, every_n_epochs=cfg.preview_every_n_epochs))
+        made.append(SamplePreview(run_dir))
+        if cfg.monitor == "val/dice":
+            made.append(PredictionPreview(run_dir, every_n_epochs=cfg.preview_every_n_epochs))
     if sys.stdout.isatty():
         return [*made, of.RichProgressBar()]
 
     def say(trainer: Trainer, _: Any) -> None:
-        rank_zero_info(f"epoch {trainer.current_epoch + 1}: {dice(trainer)}")
+        rank_zero_info(f"epoch {trainer.current_epoch + 1}: {scores(trainer)}")
 
     return [*made, of.LambdaCallback(on_train_epoch_end=say)]
 
 
-def dice(trainer: Trainer) -> str:
-    """Dice of the last validation, as text."""
-    scores = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/dice" in key}
-    classes = [f"class {key[14:]} {value:.3f}" for key, value in scores.items() if key != "val/dice"]
+def scores(trainer: Trainer) -> str:
+    """Scores of the last validation, as text."""
+    found = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    if not found:
+        return "not validated"
+    if "val/dice" not in found:
+        return ", ".join(f"{key} {value:.3f}" for key, value in sorted(found.items()))
+    classes = [f"class {key[14:]} {value:.3f}" for key, value in found.items() if key.startswith("val/dice_class")]
     shown = ", ".join(classes[:SHOWN]) + (f", and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
-    return f"val Dice {scores['val/dice']:.3f} ({shown})" if scores else "not validated"
+    return f"val Dice {found['val/dice']:.3f} ({shown})"
 
 
 def quiet() -> None:

@@ -20,7 +20,8 @@ FLOORS = [
     {"export"},
     {"demo", "pipeline"},
     {"lightning"},
-    {"cli", "hydra"},
+    {"hydra"},
+    {"cli"},
 ]
 # doors on the store's own classes, opened only when they are used: Cohort.append, collection.map, volume.to_nifti
 DOORS = {

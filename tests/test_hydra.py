@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
-APPENDED = ("data", "sampler", "transforms", "trainer")
+APPENDED = ("data", "sampler", "transforms", "trainer", "augment", "split", "storage", "loader")
+MISSING = {"hippocampus", "mr_multimodal", "pet_ct", "multimodal"}
+FILLED = {"weighted": "data.policy.by=age", "frozen": "data.split.path=split.json"}
 OPTIONS = [
     (folder.name, path.stem) for folder in sorted(config_dir().glob("*/")) for path in sorted(folder.glob("*.yaml"))
 ]
@@ -68,8 +70,9 @@ def targets(node: Any) -> Iterator[str]:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_with_importable_targets(group: str, option: str) -> None:
     pytest.importorskip("monai")
-    data = [] if group == "data" else ["+data=ct_isotropic"]
-    config = composed(*data, said(group, option), *["data.uri=here"] * (option == "hippocampus"))
+    data = [] if group in ("data", "experiment") else ["+data=ct_isotropic"]
+    filled = [FILLED[option]] if option in FILLED else ["data.uri=here"] if option in MISSING else []
+    config = composed(*data, said(group, option), *filled)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found = {*targets(plain)}
     assert found
@@ -79,7 +82,9 @@ def test_every_option_composes_with_importable_targets(group: str, option: str) 
         assert callable(getattr(import_module(module), name))
 
 
-@pytest.mark.parametrize("group", ["data", "model", "optim", "sampler", "trainer", "transforms"])
+@pytest.mark.parametrize(
+    "group", ["data", "experiment", "loader", "model", "optim", "sampler", "split", "storage", "trainer", "transforms"]
+)
 def test_groups(group: str) -> None:
     assert [option for folder, option in OPTIONS if folder == group]
 
@@ -171,7 +176,9 @@ def test_config_dir_of_a_wheel_and_of_a_repository(tmp_path: Path, monkeypatch: 
 
 def test_missing_group_names_the_options() -> None:
     config = {"data": {"policy": {"_target_": "radiodata.Uniform"}}}
-    with pytest.raises(ConfigError, match=r"say \+data=hippocampus .*available: ct_isotropic, hippocampus"):
+    with pytest.raises(
+        ConfigError, match=r"say \+data=hippocampus .*available: classification, .*ct_isotropic, hippocampus"
+    ):
         require_group(config, "data", "hippocampus")
     require_group({"data": {"_target_": "mine.Data"}}, "data", "hippocampus")
 
@@ -233,7 +240,10 @@ def test_users_own_files_come_first(users_project: Path, data: str, target: str)
 def test_recipe_without_data_says_what_to_type(tmp_path: Path) -> None:
     done = python(RECIPE, cwd=tmp_path, ok=False)
     assert done.returncode == 2
-    assert "say +data=ct_isotropic on the command line; available: ct_isotropic, hippocampus" in done.stderr
+    assert (
+        "say +data=ct_isotropic on the command line; available: classification, ct_axial_slices, ct_isotropic, hippo"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -286,3 +296,32 @@ def test_recipe_sweeps(tmp_path: Path, small: list[str]) -> None:
     pytest.importorskip("monai")
     python(RECIPE, "--multirun", *small, "seed=0,1", "trainer.max_epochs=1", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert sorted(path.parts[-3] for path in tmp_path.glob("sweep/*/checkpoints/best.ckpt")) == ["0", "1"]
+
+
+@pytest.mark.parametrize("split", [o for g, o in OPTIONS if g == "split"])
+@pytest.mark.parametrize("data", [o for g, o in OPTIONS if g == "data"])
+def test_any_split_goes_with_any_data(data: str, split: str) -> None:
+    """Nothing of the split that was there is left in the one that is chosen."""
+    filled = [f"data.uri={'here' if data in MISSING else 'null'}", *[FILLED[o] for o in [split] if o in FILLED]]
+    config = composed(f"+data={data}", f"+split={split}", *filled)
+    made = instantiate(config.data.split)
+    assert type(made).__name__ == {"kfold": "KFold"}.get(split, split.capitalize())
+
+
+@pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "storage"])
+def test_storage_tells_how_to_read(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    made = instantiate(composed("+data=ct_isotropic", f"+storage={option}").data.read)
+    assert type(made).__name__ == "ReadConfig"
+    if option == "s3":
+        assert made.tiledb["vfs.s3.region"] == "eu-west-1"
+
+
+def test_all_options_are_listed_with_a_line_each() -> None:
+    listed = radiodata.hydra.options()
+    assert {(o.group, o.name) for o in listed} == set(OPTIONS)
+    assert all(o.summary and not o.summary.startswith("@") for o in listed)
+    assert {o.given for o in listed} >= {"+data=ct_isotropic", "model=unet", "experiment=hippocampus"}
+    assert [o.group for o in radiodata.hydra.options("split")] == ["split"] * 4
+    with pytest.raises(ConfigError, match="no group 'datas'; there are augment, data"):
+        radiodata.hydra.options("datas")

@@ -1,4 +1,4 @@
-"""The command line: ``radiodata demo``, ``ingest``, ``info``, ``verify``, ``export``, ``optimize`` and ``advise``.
+"""The command line: ``radiodata demo``, ``ingest``, ``configs``, ``info``, ``verify`` and others.
 
 Exit codes: 0 ok, 1 the work failed, 2 the command makes no sense. Heavy imports wait until a command runs.
 """
@@ -57,6 +57,26 @@ def demo(
 
 
 app.command()(ingest)
+
+
+@app.command()
+def configs(
+    group: Annotated[str | None, typer.Argument(help="One group, such as data; by default all.")] = None,
+) -> None:
+    """List the Hydra configs that any train.py finds where radiodata is installed, with a line each."""
+    from rich.table import Table
+
+    from radiodata.hydra import config_dir, options
+
+    table = Table("on the command line", "what it is", box=None, pad_edge=False)
+    before = None
+    for option in options(group):
+        if before not in (None, option.group):
+            table.add_section()
+        before = option.group
+        table.add_row(option.given, escape(option.summary))
+    out.print(table)
+    out.print(f"\nof {config_dir()}; with groups of your own defaults list, say GROUP=... without +", markup=False)
 
 
 @app.command()
