@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["Option", "config_dir", "options", "require_group"]
+__all__ = ["Option", "config_dir", "options", "require_group", "require_values"]
 
 
 def config_dir() -> Path:
@@ -66,6 +66,31 @@ def require_group(config: Mapping[str, Any], group: str, example: str) -> None:
     raise ConfigError(
         f"no {group} was chosen: say +{group}={example} on the command line; available: {', '.join(_options(group))}"
     )
+
+
+def require_values(config: Any, *, hints: Mapping[str, str] | None = None) -> None:
+    """Refuse a composed config in which mandatory values (``???``) were left out.
+
+    Parameters
+    ----------
+    config
+        The config that ``@hydra.main`` or ``hydra.compose`` made.
+    hints
+        Name to what to say beside it.
+
+    Raises
+    ------
+    radiodata.errors.ConfigError
+        Values are missing; the message says which, and how they are given.
+    """
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if not missing:
+        return
+    told = {"data.uri": "the cohort, a path or a URI", **(hints or {})}
+    lines = [f"  {name}=...{f'   {told[name]}' if name in told else ''}" for name in missing]
+    raise ConfigError("these values are mandatory: say on the command line\n" + "\n".join(lines))
 
 
 @dataclass(frozen=True)

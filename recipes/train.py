@@ -14,9 +14,7 @@ lies in ``runs/<name>/<date>_<time>``. Ctrl-C and SIGTERM end a run after its cu
 from __future__ import annotations
 
 import json
-import logging
 import sys
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +23,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from radiodata.errors import ConfigError
-from radiodata.hydra import config_dir, require_group
+from radiodata.hydra import config_dir, require_group, require_values
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -40,6 +38,7 @@ def main(cfg: DictConfig) -> float:
     """Train, and return the best validation score."""
     try:
         require_group(cfg, "data", "ct_isotropic")
+        require_values(cfg)
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -62,7 +61,7 @@ def train(cfg: DictConfig, run_dir: Path) -> Trainer:
     import lightning
     from hydra.utils import instantiate
 
-    from radiodata.lightning import StopOnSignal
+    from radiodata.lightning import StopOnSignal, quiet
 
     quiet()
     lightning.seed_everything(cfg.seed, workers=True)
@@ -173,17 +172,6 @@ def scores(trainer: Trainer) -> str:
     classes = [f"class {key[14:]} {value:.3f}" for key, value in found.items() if key.startswith("val/dice_class")]
     shown = ", ".join(classes[:SHOWN]) + (f", and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
     return f"val Dice {found['val/dice']:.3f} ({shown})"
-
-
-def quiet() -> None:
-    """Drop what Lightning says twice, or without need."""
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers write the same lines
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    tips.addFilter(lambda record: "Tip:" not in record.getMessage())
-    # a run that goes on from another one's checkpoint keeps its own list of the best
-    warnings.filterwarnings("ignore", message="The dirpath has changed")
-    # torch 2.9 and later deprecate what Lightning 2.6 calls
-    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
 
 
 if __name__ == "__main__":

@@ -251,7 +251,9 @@ def test_parts_given_as_objects_are_not_kept_in_checkpoints() -> None:
     module = SegmentationModule(Rounded, 3, optimizer=partial(torch.optim.SGD, lr=0.1))
     assert isinstance(module.network, Rounded)
     assert sorted(module.hparams) == [
+        "flips",
         "loss",
+        "memory",
         "num_classes",
         "overlap",
         "roi_size",

@@ -12,7 +12,7 @@ from radiodata.errors import ConfigError
 if TYPE_CHECKING:
     from radiodata.geometry import Shape3
 
-Blend: TypeAlias = Literal["constant", "gaussian", "linear", "cosine"]
+Blend: TypeAlias = Literal["constant", "gaussian", "linear", "cosine", "hann"]
 BLENDS: tuple[str, ...] = get_args(Blend)
 LEAST = 1e-3
 
@@ -27,7 +27,8 @@ def window_weights(patch: Shape3, blend: Blend = "gaussian", *, sigma: float = 0
     blend
         ``"constant"``: all alike. ``"gaussian"``: most in the middle, where a network sees the most around; the
         default of nnU-Net (Isensee et al., Nature Methods 2021). ``"linear"``: a hat. ``"cosine"``: half a
-        period, flatter in the middle than the hat.
+        period, flatter in the middle than the hat. ``"hann"``: a whole raised one, of which halves that overlap add up
+        to the same everywhere.
     sigma
         Of the gaussian, as a share of the patch; an eighth in nnU-Net's and MONAI's sliding windows.
 
@@ -57,6 +58,8 @@ def _profile(length: int, blend: str, sigma: float) -> torch.Tensor:
         return torch.exp(-(x**2) / (2 * (sigma * length) ** 2))
     if blend == "linear":
         return 1 - x.abs() / ((length + 1) / 2)
+    if blend == "hann":
+        return torch.cos(torch.pi * x / (length + 1)) ** 2
     if blend == "cosine":
         return torch.cos(torch.pi * x / (length + 1))
     return torch.ones(length, dtype=torch.float64)

@@ -235,6 +235,15 @@ def single(header: Any) -> bytes:
     return bytes(alone.binaryblock) + bytes(4)
 
 
+def header_like(header: bytes, dtype: str) -> bytes:
+    """First bytes of a single file with the grid of another, and one volume of voxels of `dtype` as they are."""
+    head = header_of(header).copy()
+    head.set_data_dtype(dtype)
+    head.set_data_shape((*head.get_data_shape(), 1, 1, 1)[:3])
+    head["scl_slope"], head["scl_inter"], head["cal_min"], head["cal_max"] = 1.0, 0.0, 0.0, 0.0
+    return single(head)
+
+
 def _sensible(read: Callable[[], Any]) -> Any:
     try:
         return read()

@@ -6,7 +6,9 @@ from radiodata.lightning.frozen import FrozenCohort
 from radiodata.lightning.masked import MaskedVolumeModule
 from radiodata.lightning.normalize import Window, window_of
 from radiodata.lightning.optim import warmup_cosine
+from radiodata.lightning.predict import PredictToStore
 from radiodata.lightning.preview import PredictionPreview
+from radiodata.lightning.quiet import quiet
 from radiodata.lightning.samples import SamplePreview
 from radiodata.lightning.segmentation import SegmentationModule
 from radiodata.lightning.slices import SliceSegmentationModule
@@ -18,6 +20,7 @@ __all__ = [
     "DataThroughput",
     "FrozenCohort",
     "MaskedVolumeModule",
+    "PredictToStore",
     "PredictionPreview",
     "RadiologyDataModule",
     "SamplePreview",
@@ -25,6 +28,7 @@ __all__ = [
     "SliceSegmentationModule",
     "StopOnSignal",
     "Window",
+    "quiet",
     "warmup_cosine",
     "window_of",
 ]

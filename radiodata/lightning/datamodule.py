@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from radiodata.errors import ConfigError, PlanError
 from radiodata.lightning.normalize import check_normalization, normalizer_of
 from radiodata.lightning.stages import by_stage, check_batch, global_batch, named
-from radiodata.loading import PatchDataset, PatchLoader, VolumeLoader
+from radiodata.loading import HandleLoader, PatchDataset, PatchLoader, VolumeLoader
 from radiodata.sampling import Foreground, Fractions, Frozen, Uniform
 from radiodata.store import Cohort, ReadConfig
 
@@ -69,6 +69,8 @@ class RadiologyDataModule(LightningDataModule):
         Worker processes for training, on each device; 0 reads ahead in threads.
     prefetch, threads, read_ahead, timeout, multiprocessing_context, pin_memory
         As for ``PatchLoader``; memory is pinned by default where CUDA is there.
+    stream
+        Predict from volumes that are read window by window (``HandleLoader``), so that no volume is held whole.
     read
         How TileDB reads; by default as the environment says (see ``ReadConfig``).
     demand
@@ -112,6 +114,7 @@ class RadiologyDataModule(LightningDataModule):
         timeout: float | None = 300.0,
         multiprocessing_context: Any = None,
         pin_memory: bool | None = None,
+        stream: bool = False,
         read: ReadConfig | None = None,
         demand: str | None = None,
     ) -> None:
@@ -148,7 +151,8 @@ class RadiologyDataModule(LightningDataModule):
             "read_ahead": read_ahead,
             "timeout": timeout,
         }
-        self._read, self._demand = read, demand
+        self._read, self._demand, self._stream = read, demand, stream
+        self.skip_predicted: frozenset[str] = frozenset()
         self._cohort: Cohort | None = None
         self._normalizer: Normalizer | None = None
         self._train: PatchLoader | None = None
@@ -232,13 +236,15 @@ class RadiologyDataModule(LightningDataModule):
         """Whole volumes of the test subjects, or crops where `policy` says so."""
         return self._rest("test")
 
-    def predict_dataloader(self) -> PatchLoader:
-        """Whole volumes of every subject, or crops where `policy` says so; images only."""
+    def predict_dataloader(self) -> PatchLoader | HandleLoader:
+        """Images of every subject: whole volumes, handles of them (`stream`), or crops where `policy` says so."""
+        if self._stream:
+            return HandleLoader(self.cohort, self.images, skip=self.skip_predicted, read=self._read, **self._world())
         return self._rest("predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Cast and normalise on the device, images to float32 and labels to int64; augment what trains."""
-        if not isinstance(batch, dict) or not set(batch) & set(self.images):
+        if not isinstance(batch, dict) or not any(isinstance(batch.get(k), torch.Tensor) for k in self.images):
             return batch
         if self._normalizer is None:
             self.setup()
@@ -275,11 +281,20 @@ class RadiologyDataModule(LightningDataModule):
 
     def _part(self, stage: str) -> Cohort:
         if stage == "predict":
-            return self.cohort
+            return self._unpredicted()
         subjects = self._parts()[stage]
         if not subjects:
             raise PlanError(f"{self.split} leaves no subject for {stage!r}: change the split")
         return self.cohort.subset(subjects)
+
+    def _unpredicted(self) -> Cohort:
+        """Cohort without the subjects whose first image is predicted already."""
+        if not self.skip_predicted:
+            return self.cohort
+        first = next(iter(self.images.values()))
+        obs = self.cohort[first if isinstance(first, str) else first[0]].obs
+        done = set(obs["obs_subject_id"][obs.index.isin(self.skip_predicted)].astype(str))
+        return self.cohort.subset([s for s in self.cohort.subjects if s not in done])
 
     def _given(self, stage: str) -> dict[str, Any]:
         keys = self.images if stage == "predict" else self.keys

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from radiodata.errors import ConfigError
+from radiodata.inference import SlidingWindow, TensorVolume
 from radiodata.lightning.dice import CaseDice
 from radiodata.lightning.optim import OptimizedModule, Settings, callable_of
 
@@ -44,9 +46,13 @@ class SegmentationModule(OptimizedModule):
         Share of a patch that the next one covers again in validation and prediction, 0 to 1.
     sw_batch_size
         Patches of one volume that pass the network together.
+    flips
+        Axes along which patches are also predicted mirrored, and the mean taken, in validation and prediction.
     stitch_on
-        Device on which the whole volume's logits are put together, e.g. ``"cpu"`` where they do not fit on
-        the GPU. None: the device of the network.
+        Device on which a volume's logits are put together, e.g. ``"cpu"`` where they do not fit on the GPU. None: the
+        device of the network.
+    memory
+        Bytes of logits, and of labels, of a streamed volume that are held in memory (see ``SlidingWindow``).
     optimizer
         Callable given the parameters, or its settings. Default: AdamW, lr 0.001.
     scheduler
@@ -70,7 +76,9 @@ class SegmentationModule(OptimizedModule):
         roi_size: int | tuple[int, int, int] = 96,
         overlap: float = 0.25,
         sw_batch_size: int = 4,
+        flips: Sequence[int] = (),
         stitch_on: str | None = None,
+        memory: int = 1 << 30,
         optimizer: Callable[..., Optimizer] | Settings | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | Settings | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | Settings | None = None,
@@ -87,6 +95,7 @@ class SegmentationModule(OptimizedModule):
         self.dice = CaseDice(num_classes)
         self.roi_size = (roi_size,) * 3 if isinstance(roi_size, int) else tuple(roi_size)
         self.overlap, self.sw_batch_size, self.stitch_on = overlap, sw_batch_size, stitch_on
+        self.flips, self.memory = tuple(flips), memory
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, x, y, z) of patches (B, C, x, y, z)."""
@@ -128,25 +137,36 @@ class SegmentationModule(OptimizedModule):
         self.log_dict({name: score.float() for name, score in scores.items()}, sync_dist=True, batch_size=1)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Labels (B, 1, x, y, z), uint8, of whole volumes ``image`` (B, C, x, y, z)."""
-        labels: Tensor = self.predict_logits(batch["image"]).argmax(dim=1, keepdim=True)
-        return labels.to(torch.uint8)
+        """Labels (B, 1, x, y, z), uint8, of whole volumes ``image`` (B, C, x, y, z), or of one ``VolumeHandle``."""
+        if not isinstance(batch["image"], Tensor):
+            return self._streamed(batch)
+        return torch.stack([self.predict_labels(image) for image in batch["image"]])
 
-    def predict_logits(self, image: Tensor) -> Tensor:
-        """Logits (B, K, x, y, z) of whole volumes (B, C, x, y, z), patch by patch."""
-        from monai.inferers import sliding_window_inference
+    def predict_labels(self, image: Tensor) -> Tensor:
+        """Labels (1, x, y, z), uint8, of a volume (C, x, y, z), patch by patch."""
+        slabs = self._sliding().slabs(TensorVolume(image), self.network, **self._devices())
+        return torch.cat([slab.argmax(dim=0).to(torch.uint8) for _, slab in slabs])[None]
 
-        logits: Tensor = sliding_window_inference(
-            image,
-            roi_size=self.roi_size,
-            sw_batch_size=self.sw_batch_size,
-            predictor=self.network,
-            overlap=self.overlap,
-            mode="gaussian",
-            sw_device=self.device,
-            device=self.stitch_on or self.device,
-        )
-        return logits
+    def _sliding(self) -> SlidingWindow:
+        return SlidingWindow(self.roi_size, self.overlap, flips=self.flips, batch=self.sw_batch_size, memory=1 << 40)
+
+    def _devices(self) -> dict[str, Any]:
+        return {"device": self.device, "stitch_on": self.stitch_on}
+
+    def _streamed(self, batch: Batch) -> Tensor:
+        """Labels of a volume that is read and put together row by row of windows; see ``SlidingWindow``."""
+        (handle,) = batch["image"]
+        data: Any = getattr(self.trainer, "datamodule", None)
+
+        def prepare(crops: Tensor) -> Tensor:
+            if not hasattr(data, "on_after_batch_transfer"):
+                return crops.float()
+            image: Tensor = data.on_after_batch_transfer({**batch, "image": crops}, 0)["image"]
+            return image
+
+        sliding = replace(self._sliding(), memory=self.memory)
+        labels = sliding.classes(handle, self.network, prepare=prepare, **self._devices())
+        return torch.from_numpy(labels)[None, None]
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")

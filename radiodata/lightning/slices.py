@@ -57,20 +57,19 @@ class SliceSegmentationModule(SegmentationModule):
             raise ConfigError(f"divisor={divisor}: give the product of the network's strides")
         self.axis, self.neighbours, self.divisor = Slices(axis, neighbours).number, neighbours, divisor
 
-    def predict_logits(self, image: Tensor) -> Tensor:
-        """Logits (B, K, x, y, z) of whole volumes (B, C, x, y, z), slice by slice."""
-        return torch.stack([self._volume(one) for one in image])
-
-    def _volume(self, image: Tensor) -> Tensor:
+    def predict_labels(self, image: Tensor) -> Tensor:
+        """Labels (1, x, y, z), uint8, of a volume (C, x, y, z), slice by slice."""
         planes = stack_slices(image, self.axis, self.neighbours)
         a, b = planes.shape[2:]
         pad = (0, -b % self.divisor, 0, -a % self.divisor)
-        where = self.stitch_on or self.device
-        parts = [
-            self.network(functional.pad(part, pad, mode="replicate"))[..., :a, :b].to(where)
+        labels = [
+            self.network(functional.pad(part, pad, mode="replicate"))[..., :a, :b].argmax(dim=1).to(torch.uint8)
             for part in planes.split(self.sw_batch_size)  # type: ignore[no-untyped-call]
         ]
-        return torch.movedim(torch.cat(parts), 0, self.axis + 1)
+        return torch.movedim(torch.cat(labels), 0, self.axis)[None]
+
+    def _streamed(self, batch: Any) -> Tensor:
+        raise ConfigError("a network of slices predicts whole volumes: RadiologyDataModule(stream=False)")
 
 
 def stack_slices(image: Tensor, axis: int, neighbours: int) -> Tensor:

@@ -249,6 +249,6 @@ def _key_source(key: str, collections: list[VolumeCollection]) -> KeySource:
             f"key {key!r} stacks images and labels ({[c.name for c in collections]}): give each its own key"
         )
     label = kinds == {"label"}
-    first = collections[0].obs
-    pads = np.zeros(len(first)) if label else first["value_min"].to_numpy(np.float64)
+    lowest = [c.obs["value_min"].to_numpy(np.float64) for c in collections]
+    pads = np.zeros((len(lowest[0]), len(lowest))) if label else np.stack(lowest, axis=1)
     return KeySource([c.sources() for c in collections], _dtype(collections), pads, label)

@@ -65,7 +65,7 @@ class KeySource:
     dtype
         Dtype of every crop under this key: the smallest that holds all volumes' values.
     pads
-        Value, one a volume, of what lies outside of a volume.
+        Value of what lies outside of a volume, float64: one for each volume and collection of the key.
     label
         Whether it holds labels: of slices with neighbours it gives the one in the middle.
     """
@@ -101,8 +101,9 @@ class UnitReader:
             blocks = [self._block(sources[unit.volume], unit, meter) for sources in held.sources]
             block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
             read += block.nbytes
+            pad = np.repeat(held.pads[unit.volume], [len(b) for b in blocks]).reshape(-1, 1, 1, 1)
             for crop in crops:
-                crop.voxels[key] = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held)
+                crop.voxels[key] = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held, pad)
         cut = time.perf_counter_ns() - begun - meter.wall
         seconds = {"read_seconds": meter.read / 1e9, "decode_seconds": meter.decode / 1e9, "cut_seconds": cut / 1e9}
         return crops, {**seconds, "units_read": 1, "bytes_read": read}
@@ -113,7 +114,14 @@ class UnitReader:
         return physical(stored if chosen is None else stored[:: unit.stride], source)
 
 
-def _cut(block: Voxels, unit: Unit, start: NDArray[np.int64], size: Sequence[int], held: KeySource) -> Voxels:
+def _cut(
+    block: Voxels,
+    unit: Unit,
+    start: NDArray[np.int64],
+    size: Sequence[int],
+    held: KeySource,
+    pad: NDArray[np.float64],
+) -> Voxels:
     wanted = box(start, start + unit.patch)
     real = clip_box(wanted, size)
     if held.label and unit.slice_axis is not None:
@@ -124,7 +132,8 @@ def _cut(block: Voxels, unit: Unit, start: NDArray[np.int64], size: Sequence[int
         out = np.array(inside, dtype=held.dtype, order="C")
     else:
         shape = (len(block), *(wanted[:, 1] - wanted[:, 0]).tolist())
-        out = np.full(shape, held.pads[unit.volume], held.dtype)
+        out = np.empty(shape, held.dtype)
+        out[:] = pad
         out[(slice(None), *box_slices(real, wanted[:, 0]))] = inside
     return out if unit.slice_axis is None else _slices_as_channels(out, unit.slice_axis, wanted, real)
 

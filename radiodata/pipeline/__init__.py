@@ -15,6 +15,7 @@ from radiodata.ingest.transforms import (
 )
 from radiodata.pipeline.eager import MappedVolumes
 from radiodata.pipeline.lazy import LazyCollection
+from radiodata.pipeline.predictions import PredictionWriter
 from radiodata.pipeline.write import WriteReport
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MonaiTransform",
     "Normalize",
     "Pad",
+    "PredictionWriter",
     "Reorient",
     "Resample",
     "ResampleTo",

@@ -95,8 +95,8 @@ class Place:
         """Id of the derived volume: with the name of its collection in place of that of the source."""
         return derived_id(item.obs_id, self.source, self.name)
 
-    def save(self, volume: Any, obs_id: str, slot: Slot) -> Made:
-        """Write voxels."""
+    def save(self, volume: Any, obs_id: str, slot: Slot, header: bytes = b"") -> Made:
+        """Write voxels; `header` is that of a NIfTI file that they can be exported as."""
         voxels = _storable(volume.voxels, self.kind)
         channels = voxels[None] if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0)
         source = {
@@ -105,7 +105,7 @@ class Place:
             "source_dtype": str(volume.voxels.dtype),
             "source_orientation": volume.orientation,
             "source_hash": str(volume.obs.get("content_hash") or ""),
-            "source_header": b"",
+            "source_header": header,
         }
         written = write_voxels(
             slot,

@@ -90,9 +90,9 @@ def write_items(
     from radiodata.store.cohort import Cohort
 
     view, stages = work.view, work.stages
-    ctx, provenance = context(place.read), _provenance(work)
+    ctx, provenance = context(place.read), provenance_of(work.source, work.steps)
     there = commits.latest(place.uri, place.read) if layout.check_root(place.uri, ctx) else None
-    held = _held(there, place, provenance, view)
+    held = held_ids(there, place, provenance, view)
     if there is None:
         layout.create_root(place.uri, ctx)
     ids = {i: derived_id(i, place.source, place.name) for i in view.ids}
@@ -100,7 +100,7 @@ def write_items(
     skipped = frozenset(i for i, new in ids.items() if new in held) if settled else frozenset()
     present, written = [ids[i] for i in view.ids if i in skipped], list[str]()
     with Writer(place.uri, place.read) as writer:
-        folder = writer.commit("create", lambda draft: _prepare(draft, place, provenance, None))
+        folder = writer.commit("create", lambda draft: prepare_draft(draft, place, provenance, None))
         path = folder.collections[place.name].folder
         where = layout.join(place.uri, path)
         # the step goes to a worker with every volume, so it is small
@@ -109,7 +109,8 @@ def write_items(
 
         def commit(batch: list[Made]) -> None:
             writer.commit(
-                f"write {len(batch)} volumes", lambda draft: _add(draft, batch, place, path, work.source, provenance)
+                f"write {len(batch)} volumes",
+                lambda draft: add_made(draft, batch, place, path, work.source, provenance),
             )
 
         batches, total = Batches(commit), len(view) - len(skipped)
@@ -124,25 +125,24 @@ def write_items(
         finally:
             batches.flush()  # what is whole stays, also where a volume failed
         prune(writer)
-        _tidy(writer, where)
+        tidy_run(writer, where)
         writer.clean = bool(run.failed)
     return WriteReport(Cohort(place.uri, config=place.read), place.name, written, present, list(run.failed or []))
 
 
-def _provenance(work: Work) -> dict[str, Any]:
-    """What made it, from what, with which releases."""
+def provenance_of(source: VolumeCollection, steps: list[str]) -> dict[str, Any]:
+    """What made a collection, from what, with which releases."""
     software = {}
     for package in ("radiodata", "numpy", "scipy", "monai", "torch"):
         try:
             software[package] = version(package)
         except PackageNotFoundError:
             continue
-    source = work.source
     made_of = {"uri": source.snapshot_uri, "collection": source.name, "version": source.snapshot_version}
-    return {"steps": work.steps, "source": made_of, "software": software}
+    return {"steps": steps, "source": made_of, "software": software}
 
 
-def _held(there: Record | None, place: Place, provenance: dict[str, Any], view: VolumeCollection) -> frozenset[str]:
+def held_ids(there: Record | None, place: Place, provenance: dict[str, Any], view: VolumeCollection) -> frozenset[str]:
     """Ids of the collection that is there; refuses one that was made otherwise, or of other voxels."""
     state = there.collections.get(place.name) if there else None
     if state is None:
@@ -165,11 +165,12 @@ def _held(there: Record | None, place: Place, provenance: dict[str, Any], view: 
     return frozenset(map(str, rows))
 
 
-def _prepare(draft: Draft, place: Place, provenance: dict[str, Any], folder: str | None) -> None:
+def prepare_draft(draft: Draft, place: Place, provenance: dict[str, Any], folder: str | None) -> None:
+    """Make the collection unless it is there."""
     draft.ensure_collection(place.name, place.kind, place.config.tile, folder=folder, provenance=provenance)
 
 
-def _add(
+def add_made(
     draft: Draft,
     batch: list[Made],
     place: Place,
@@ -178,7 +179,7 @@ def _add(
     provenance: dict[str, Any],
 ) -> None:
     """Add volumes, their columns, and those of their subjects that are not there."""
-    _prepare(draft, place, provenance, folder)
+    prepare_draft(draft, place, provenance, folder)
     written = [one.written for one in batch if one.written is not None]
     subjects = list(dict.fromkeys(w.obs[SUBJECT] for w in written))
     known = draft.present(None, subjects)
@@ -194,7 +195,8 @@ def _add(
     draft.add_volumes(place.name, pd.concat([rows, updates], axis=1), columns)
 
 
-def _tidy(writer: Writer, where: str) -> None:
+def tidy_run(writer: Writer, where: str) -> None:
+    """Merge what a run wrote into a few files."""
     import tiledb
 
     vfs, voxels = tiledb.VFS(ctx=writer.ctx), layout.join(where, layout.VOXELS)
