@@ -19,7 +19,7 @@ FLOORS = [
     {"loading", "ingest", "inference", "augment"},
     {"export"},
     {"demo", "pipeline"},
-    {"lightning"},
+    {"lightning", "interop"},
     {"hydra"},
     {"cli"},
 ]

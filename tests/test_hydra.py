@@ -325,3 +325,18 @@ def test_all_options_are_listed_with_a_line_each() -> None:
     assert [o.group for o in radiodata.hydra.options("split")] == ["split"] * 4
     with pytest.raises(ConfigError, match="no group 'datas'; there are augment, data"):
         radiodata.hydra.options("datas")
+
+
+@pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "augment"])
+def test_augmentation_is_built_and_any_value_of_it_can_be_set(option: str) -> None:
+    from radiodata.augment import Augment
+
+    if option == "none":
+        assert composed("+data=ct_isotropic", "+augment=none").data.augment is None
+        return
+    config = composed("+data=ct_isotropic", f"+augment={option}", "data.augment.flips=[0]", "data.augment.noise_p=0.5")
+    made = instantiate(config.data.augment)
+    assert (made.flips, made.noise_p) == ([0], 0.5)
+    assert made.elastic_p == (0.3 if option == "elastic" else 0.0)
+    assert made.rotation_p == (0.0 if option == "mirror" else Augment().rotation_p)
+    assert set(OmegaConf.to_container(config.data.augment)) - {"_target_", "_convert_"} == set(vars(Augment()))
