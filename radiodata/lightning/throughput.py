@@ -74,9 +74,11 @@ class DataThroughput(Callback):
             delivered, hits = (b - a for a, b in zip(self._before, now, strict=True))
             told["data/MB_per_s"] = delivered / 1e6 / seconds
             told["data/hit_share"] = min(hits / max(self._samples, 1), 1.0)
-        on_bar = {"data/wait_share"}
-        for name, value in told.items():
-            pl_module.log(name, float(value), prog_bar=name in on_bar, on_step=True, on_epoch=False, batch_size=1)
+        for logger in trainer.loggers:
+            logger.log_metrics(told, step=trainer.global_step)
+        for name, value in told.items():  # for the progress bar and for other callbacks
+            shown = name == "data/wait_share"
+            pl_module.log(name, float(value), prog_bar=shown, logger=False, on_step=True, on_epoch=False, batch_size=1)
         self._restart()
         self._before = now
 
