@@ -19,7 +19,7 @@ FLOORS = [
     {"loading", "ingest", "inference", "augment"},
     {"export"},
     {"demo", "pipeline"},
-    {"lightning", "interop"},
+    {"lightning", "interop", "radiomics"},
     {"hydra"},
     {"cli"},
 ]
