@@ -10,7 +10,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXTRA = {"first_batch_s": "first batch, s", "cpu_s_per_sample": "CPU s/sample", "memory_bytes": "memory, MB"}
+EXTRA = {
+    "first_batch_s": "first batch, s",
+    "cpu_s_per_sample": "CPU s/sample",
+    "step_ms": "ms/step",
+    "wait_share": "waiting",
+    "memory_bytes": "memory, MB",
+}
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from radiodata.ingest.nifti import NiftiFile
 from radiodata.store import Cohort, verify
 
 CI = bool(os.environ.get("CI"))
-ROUNDS = 30 if CI else 6
+ROUNDS = 25 if CI else 6
 SUBJECTS = 8
 
 
