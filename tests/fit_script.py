@@ -70,6 +70,8 @@ def main(told: dict[str, Any]) -> None:
     )
     model = Model(out, told.get("pause", 0.0), told.get("estimate", False))
     trainer.fit(model, datamodule=data, ckpt_path=told.get("resume"))
+    if trainer.is_global_zero:
+        (out / "weight.json").write_text(json.dumps(model.weight.tolist()))
 
 
 if __name__ == "__main__":

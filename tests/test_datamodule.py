@@ -21,6 +21,7 @@ from radiodata.lightning import RadiologyDataModule, window_of
 from radiodata.sampling import Column, Fractions, KFold
 from radiodata.store import Cohort
 
+ROUNDS = int(os.environ.get("RADIODATA_KILLS", "2"))
 SCRIPT = Path(__file__).with_name("fit_script.py")
 
 
@@ -54,6 +55,10 @@ def keys(out: Path) -> list[list[int]]:
 
 def told(cohort: Cohort, out: Path, **more: Any) -> dict[str, Any]:
     return {"uri": cohort.uri, "out": str(out), "devices": 1, "workers": 0, **more}
+
+
+def weight(out: Path) -> list[float]:
+    return json.loads((out / "weight.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,29 @@ def test_a_killed_run_goes_on_with_the_next_batch(
     assert 20 < step < 40
     resumed = fit(told(cohort, tmp_path / "b", resume=str(checkpoint), **after))
     assert resumed == uninterrupted[step:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_at_random_steps_it_ends_with_the_same_weights(cohort: Cohort, tmp_path: Path, devices: int) -> None:
+    """The stream and the final weights are those of the run that nobody killed; by either way that state is kept."""
+    whole = fit(told(cohort, tmp_path / "whole", devices=devices))
+    rng = np.random.default_rng(devices)
+    for number, step in enumerate(rng.choice(np.arange(4, 38), ROUNDS, replace=False).tolist()):
+        out, after = tmp_path / f"killed {number}", tmp_path / f"resumed {number}"
+        first = launch(told(cohort, out, devices=devices, pause=0.02, estimate=bool(number % 2)))
+        written, deadline = out / "rank0.jsonl", time.monotonic() + 240
+        while not written.exists() or len(written.read_text().splitlines()) < step:
+            assert first.poll() is None, (out / "stderr").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        kill_tree(first)
+        done = torch.load(out / "last.ckpt", weights_only=True)["global_step"]
+        resumed = fit(
+            told(cohort, after, devices=devices, resume=str(out / "last.ckpt"), estimate=bool(number // 2 % 2))
+        )
+        assert resumed == whole[done:], step
+        assert weight(after) == weight(tmp_path / "whole"), step
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
