@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg):
+    if "what" in cfg.data:
+        return print("mine:", cfg.data.what)
     data = instantiate(cfg.data)
-    if isinstance(data, dict):
-        return print("mine:", data["what"])
     batch = next(iter(data.train_dataloader()))
     print("batch:", tuple(batch["image"].shape), type(data.split).__name__)
 
@@ -24,10 +24,10 @@ echo "lr: 0.1" > conf/config.yaml
 small="data.uri=$cohort data.patch_size=16 data.num_workers=0"
 
 said() { grep -q -- "$1" out || { echo "expected '$1' in:"; cat out; exit 1; }; }
-run() { "$python" train.py "$@" > out 2>&1; }
+run() { "$python" train.py "$@" > out 2>&1 || { cat out; return 1; }; }
 
 run +data=ct_isotropic $small; said "batch: (2, 1, 16, 16, 16) Fractions"
-run +data=ct_isotropic +split=kfold +augment=nnunet +loader=threads $small; said "KFold"
+run +data=ct_isotropic +split=kfold data.split.k=3 +augment=nnunet +loader=threads $small; said "KFold"
 
 # `data` in the defaults list: swapped without a plus
 printf 'defaults:\n  - data: ct_isotropic\n  - _self_\nlr: 0.1\n' > conf/config.yaml
