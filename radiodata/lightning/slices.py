@@ -32,8 +32,10 @@ class SliceSegmentationModule(SegmentationModule):
         What the sides of a plane must be a multiple of, for the network's strides.
     sw_batch_size
         Slices that pass the network together.
-    network, num_classes, and others
+    network, num_classes
         As of ``SegmentationModule``.
+    settings
+        Its other arguments.
 
     Raises
     ------
