@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from radiodata.errors import ConfigError
+from radiodata.inference import mirrored
 from radiodata.lightning.segmentation import SegmentationModule
 from radiodata.sampling import Slices
 
@@ -35,7 +36,7 @@ class SliceSegmentationModule(SegmentationModule):
     network, num_classes
         As of ``SegmentationModule``.
     settings
-        Its other arguments.
+        Its other arguments; `flips` are axes of the plane, and `roi_size` and `overlap` do not apply.
 
     Raises
     ------
@@ -58,6 +59,11 @@ class SliceSegmentationModule(SegmentationModule):
         if divisor < 1:
             raise ConfigError(f"divisor={divisor}: give the product of the network's strides")
         self.axis, self.neighbours, self.divisor = Slices(axis, neighbours).number, neighbours, divisor
+        if self.axis in self.flips:
+            raise ConfigError(
+                f"flips={self.flips}: axis {self.axis} is that across the slices; mirror those of the plane"
+            )
+        self._plane_flips = [[a for a in range(3) if a != self.axis].index(flip) for flip in self.flips]
 
     def predict_labels(self, image: Tensor) -> Tensor:
         """Labels (1, x, y, z), uint8, of a volume (C, x, y, z), slice by slice."""
@@ -65,7 +71,9 @@ class SliceSegmentationModule(SegmentationModule):
         a, b = planes.shape[2:]
         pad = (0, -b % self.divisor, 0, -a % self.divisor)
         labels = [
-            self.network(functional.pad(part, pad, mode="replicate"))[..., :a, :b].argmax(dim=1).to(torch.uint8)
+            mirrored(self.network, functional.pad(part, pad, mode="replicate"), self._plane_flips)[..., :a, :b]
+            .argmax(dim=1)
+            .to(torch.uint8)
             for part in planes.split(self.sw_batch_size)  # type: ignore[no-untyped-call]
         ]
         return torch.movedim(torch.cat(labels), 0, self.axis)[None]
