@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
 def predict(cfg: DictConfig) -> tuple[list[str] | None, str]:
     """Predict with the checkpoint in `cfg`; ids written by this process (None but in the first), and where to."""
     import lightning
+    import torch
     from hydra.utils import instantiate
 
     from radiodata.lightning import PredictToStore, SegmentationModule, quiet
@@ -50,6 +51,8 @@ def predict(cfg: DictConfig) -> tuple[list[str] | None, str]:
     data: Any = instantiate(cfg.data, _convert_="all")
     how = {"overlap": cfg.overlap, "flips": list(cfg.flips), "sw_batch_size": cfg.sw_batch_size, "memory": cfg.memory}
     model = SegmentationModule.load_from_checkpoint(cfg.ckpt_path, map_location="cpu", **how)
+    held = torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True).get("RadiologyDataModule", {})
+    data.load_state_dict({name: held[name] for name in ("normalizer",) if name in held})  # as it was trained
     told = {"checkpoint": digest(Path(cfg.ckpt_path)), "overlap": cfg.overlap, "flips": list(cfg.flips)}
     writer = PredictToStore(cfg.name, uri=cfg.uri, how=told)
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(

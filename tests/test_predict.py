@@ -14,13 +14,13 @@ import pytest
 import torch
 from small import SHAPES, small_cohort
 
-from radiodata.errors import ConfigError, StoreError
+from radiodata.errors import ConfigError, StateMismatchError, StoreError
 from radiodata.inference import SlidingWindow
 from radiodata.lightning import PredictToStore, RadiologyDataModule, SegmentationModule, SliceSegmentationModule
 from radiodata.lightning.slices import stack_slices
 from radiodata.loading import HandleLoader, PatchDataset, VolumeLoader
 from radiodata.pipeline import PredictionWriter
-from radiodata.sampling import Grid, Slices
+from radiodata.sampling import Fractions, Grid, KFold, Slices
 from radiodata.store import Cohort
 
 pytestmark = [
@@ -101,6 +101,34 @@ def test_predictions_are_what_the_network_says_of_normalised_windows(cohort: Coh
             expected = SlidingWindow(16, 0.5).classes(TensorVolume(image[0]), Net())
         found = Cohort(cohort.uri).pred.of_subject(batch["obs_subject_id"][0]).to_numpy()
         assert (found != expected).mean() < 1e-3
+
+
+def test_another_cohort_is_normalised_as_the_training_subjects_were(cohort: Cohort, tmp_path: Path) -> None:
+    """By the windows of the checkpoint, not by those of whoever is predicted; no split of the new cohort is needed."""
+    trained = data(cohort, label="seg", image={"image": "CT"})
+    trained.setup("fit")
+    torch.save(trained.state_dict(), tmp_path / "state.pt")
+    kept = torch.load(tmp_path / "state.pt", weights_only=True)
+    brighter = write_brighter(tmp_path / "other", cohort)
+    other = data(brighter, image={"image": "CT"}, split=KFold(5))
+    other.load_state_dict(kept)
+    other.setup("predict")
+    batch = next(iter(other.predict_dataloader()))
+    expected = trained.on_after_batch_transfer(batch, 0)["image"]
+    torch.testing.assert_close(other.on_after_batch_transfer(batch, 0)["image"], expected)
+    with pytest.raises(StateMismatchError, match="same keys"):
+        data(brighter, image={"ct": "CT"}).load_state_dict(kept)
+    fresh = data(brighter, image={"image": "CT"}, split=Fractions(0.5))
+    assert not torch.allclose(fresh.on_after_batch_transfer(batch, 0)["image"], expected)
+
+
+def write_brighter(folder: Path, cohort: Cohort) -> Cohort:
+    (folder / "CT").mkdir(parents=True)
+    for subject in cohort.subjects[:2]:
+        volume = cohort.CT.of_subject(subject)
+        image = nib.Nifti1Image((volume.to_numpy() // 2 + 700).astype(np.int16), volume.affine)
+        nib.save(image, folder / "CT" / f"{subject}.nii.gz")
+    return Cohort.from_niftis(folder / "cohort", {"CT": folder / "CT"}, tiling=16)
 
 
 def test_a_run_goes_on_with_what_lacks_and_refuses_another_network(cohort: Cohort) -> None:

@@ -44,7 +44,7 @@ class Augment:
     noise, noise_p
         Range of the standard deviation of normal noise.
     blur, blur_p
-        Range of the sigma of a Gaussian, in voxels; each channel of a sample is blurred in half of the cases.
+        Range of the sigma of a Gaussian, in voxels; of several channels each is blurred in half of the cases.
     brightness, brightness_p
         Range of a factor.
     contrast, contrast_p

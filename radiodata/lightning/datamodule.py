@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from radiodata.errors import ConfigError, PlanError
-from radiodata.lightning.normalize import check_normalization, normalizer_of
+from radiodata.errors import ConfigError, PlanError, StateMismatchError
+from radiodata.lightning.normalize import Normalizer, check_normalization, normalizer_of
 from radiodata.lightning.stages import by_stage, check_batch, global_batch, named
 from radiodata.loading import HandleLoader, PatchDataset, PatchLoader, VolumeLoader
 from radiodata.sampling import Foreground, Fractions, Frozen, Uniform
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from radiodata.lightning.normalize import Normalization, Normalizer
+    from radiodata.lightning.normalize import Normalization
     from radiodata.loading.failures import OnError
     from radiodata.loading.tables import TableTarget
     from radiodata.sampling import Policy, Split
@@ -31,7 +31,9 @@ class RadiologyDataModule(LightningDataModule):
 
     Subjects are split, never volumes. Voxels travel in their stored dtype; ``on_after_batch_transfer`` casts,
     normalises and augments them on the device, from statistics recorded at ingest. The place in the stream is in
-    every checkpoint, so that a resumed run goes on with the next batch, on another number of devices too.
+    every checkpoint, so that a resumed run goes on with the next batch, on another number of devices too; so are the
+    windows of the images, to predict other cohorts as the network was trained:
+    ``data.load_state_dict({"normalizer": checkpoint["RadiologyDataModule"]["normalizer"]})``.
 
     Parameters
     ----------
@@ -155,6 +157,7 @@ class RadiologyDataModule(LightningDataModule):
         self.skip_predicted: frozenset[str] = frozenset()
         self._cohort: Cohort | None = None
         self._normalizer: Normalizer | None = None
+        self._kept = False  # it is that of a checkpoint
         self._train: PatchLoader | None = None
         self._resume: Mapping[str, Any] | None = None
         self.subjects: dict[str, list[str]] = {}
@@ -209,11 +212,17 @@ class RadiologyDataModule(LightningDataModule):
             self._uri = ensure_demo()
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the subjects, and take what images are normalised by from the training subjects."""
+        """Split the subjects, and take what images are normalised by from the training subjects.
+
+        To predict with the windows of a checkpoint no split is needed, and none is made.
+        """
         self._train = None
+        if stage == "predict" and self._kept:
+            return
         self.subjects = self.split.parts(self.cohort.obs_meta)
         train = self.cohort.subset(self.subjects["train"])
-        self._normalizer = normalizer_of(train, self.images, self.normalize)
+        if not self._kept:
+            self._normalizer = normalizer_of(train, self.images, self.normalize)
 
     def train_dataloader(self) -> PatchLoader:
         """Crops of the training subjects."""
@@ -260,15 +269,23 @@ class RadiologyDataModule(LightningDataModule):
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Place in the training stream."""
-        return {} if self._train is None else {"train_loader": self._train.state_dict()}
+        """Place in the training stream, and what images are normalised by."""
+        state: dict[str, Any] = {} if self._train is None else {"train_loader": self._train.state_dict()}
+        return state if self._normalizer is None else {**state, "normalizer": self._normalizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a place in the training stream.
+        """Go on from a place in the training stream, with the windows of that run.
 
         Lightning calls this before it asks for the loader, and calls the loader's own ``load_state_dict``
         only sometimes: the state is kept in both.
         """
+        if "normalizer" in state_dict:
+            if (theirs := set(state_dict["normalizer"])) != set(self.images):
+                raise StateMismatchError(
+                    f"the checkpoint has images under {sorted(theirs)}, this data module under {sorted(self.images)}: "
+                    "give them the same keys"
+                )
+            self._normalizer, self._kept = Normalizer.from_state(state_dict["normalizer"]), True
         self._resume = state_dict.get("train_loader")
         if self._train is not None and self._resume is not None:
             self._train.load_state_dict(self._resume)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -92,6 +92,23 @@ class Normalizer:
     """Normalises the images of batches, collection by collection; see ``normalizer_of``."""
 
     parts: Mapping[str, tuple[_Part, ...]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint: a network is to be given what it was trained on, whatever is predicted."""
+        return {
+            key: [{"how": asdict(p.how) if isinstance(p.how, Window) else p.how, "channels": p.channels} for p in parts]
+            for key, parts in self.parts.items()
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Normalizer:
+        """Undo ``state_dict``."""
+
+        def part(held: Mapping[str, Any]) -> _Part:
+            how = held["how"]
+            return _Part(Window(**how) if isinstance(how, Mapping) else how, held["channels"])
+
+        return cls({key: tuple(map(part, parts)) for key, parts in state.items()})
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Give a batch whose images are normalised, float32."""
