@@ -76,7 +76,7 @@ def train(cfg: DictConfig, run_dir: Path) -> Trainer:
     stop = StopOnSignal()
     trainer: Trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")(
         logger=loggers(run_dir),
-        callbacks=[stop, *callbacks(cfg, run_dir)],
+        callbacks=[stop, *callbacks(cfg, run_dir, data)],
         default_root_dir=run_dir,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
@@ -131,7 +131,7 @@ def loggers(run_dir: Path) -> list[Logger]:
     return made
 
 
-def callbacks(cfg: DictConfig, run_dir: Path) -> list[Callback]:
+def callbacks(cfg: DictConfig, run_dir: Path, data: Any) -> list[Callback]:
     """Checkpoints (best and last), pictures, throughput, what was trained on, the learning rate, progress."""
     import lightning.pytorch.callbacks as of
     from lightning.pytorch.utilities import rank_zero_info
@@ -145,7 +145,7 @@ def callbacks(cfg: DictConfig, run_dir: Path) -> list[Callback]:
         of.ModelCheckpoint(filename="last", every_n_epochs=1, save_on_exception=True, **shared),
         DataThroughput(),
     ]
-    if "radiodata" in cfg.data["_target_"]:
+    if hasattr(data, "manifest"):
         made.append(FrozenCohort())
     if every := cfg.checkpoint_every_n_steps:
         made.append(of.ModelCheckpoint(filename="last", every_n_train_steps=every, **shared))

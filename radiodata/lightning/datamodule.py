@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from radiodata.errors import ConfigError, PlanError, StateMismatchError
 from radiodata.lightning.normalize import Normalizer, check_normalization, normalizer_of
-from radiodata.lightning.stages import by_stage, check_batch, global_batch, named
+from radiodata.lightning.stages import by_stage, check_batch, first_of, global_batch, named
 from radiodata.loading import HandleLoader, PatchDataset, PatchLoader, VolumeLoader
 from radiodata.sampling import Foreground, Fractions, Frozen, Uniform
 from radiodata.store import Cohort, ReadConfig
@@ -195,8 +195,7 @@ class RadiologyDataModule(LightningDataModule):
         """
         if not self.labels:
             raise ConfigError("num_classes needs a label collection: RadiologyDataModule(label=...)")
-        first = next(iter(self.labels.values()))
-        values = self.cohort[first if isinstance(first, str) else first[0]].obs["label_values"]
+        values = self.cohort[first_of(self.labels)].obs["label_values"]
         return 1 + max((int(v.max()) for v in values if len(v)), default=0)
 
     def freeze_split(self, path: str | Path) -> Frozen:
@@ -308,8 +307,7 @@ class RadiologyDataModule(LightningDataModule):
         """Cohort without the subjects whose first image is predicted already."""
         if not self.skip_predicted:
             return self.cohort
-        first = next(iter(self.images.values()))
-        obs = self.cohort[first if isinstance(first, str) else first[0]].obs
+        obs = self.cohort[first_of(self.images)].obs
         done = set(obs["obs_subject_id"][obs.index.isin(self.skip_predicted)].astype(str))
         return self.cohort.subset([s for s in self.cohort.subjects if s not in done])
 

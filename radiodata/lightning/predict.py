@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from radiodata.errors import ConfigError
+from radiodata.lightning.stages import first_of
 from radiodata.pipeline.predictions import PredictionWriter
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class PredictToStore(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "cohort") or not hasattr(data, "images"):
             raise ConfigError("PredictToStore needs a RadiologyDataModule: Trainer.predict(model, datamodule=...)")
-        first = next(iter(data.images.values()))
-        source = data.cohort[first if isinstance(first, str) else first[0]]
+        source = data.cohort[first_of(data.images)]
         how = {"module": type(pl_module).__name__, **self.how}
         writer = PredictionWriter(source, self.name, uri=self.uri, kind=self.kind, how=how)
         data.skip_predicted = writer.present

@@ -37,6 +37,12 @@ def named(given: str | Sequence[str] | Mapping[str, Any] | None, key: str) -> di
     return {str(k): v if isinstance(v, str) else [str(n) for n in v] for k, v in held.items()}
 
 
+def first_of(keys: Mapping[str, str | list[str]]) -> str:
+    """Collection that sets the grid: the first of the first key."""
+    first = next(iter(keys.values()))
+    return first if isinstance(first, str) else first[0]
+
+
 def global_batch(batch_size: int | None, per_device: int | None, world: int) -> int:
     """Size of the batch over all devices together."""
     return (batch_size or 4) if per_device is None else per_device * world
