@@ -25,7 +25,7 @@ from radiodata.store import Cohort
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Total length of `HandleLoader` across ranks is zero"),  # where nothing lacks
 ]
 
 
@@ -150,6 +150,10 @@ def test_a_run_goes_on_with_what_lacks_and_refuses_another_network(cohort: Cohor
     )
     assert len(again.written) == 2
     assert len(Cohort(cohort.uri).pred) == 6
+    for stream in (True, False):  # nothing lacks
+        last = PredictToStore("pred", how={"checkpoint": "abc", "module": "SegmentationModule"})
+        trainer(callbacks=[last]).predict(module(), datamodule=data(cohort, stream=stream), return_predictions=False)
+        assert last.written == []
     with pytest.raises(ConfigError, match="was made otherwise"):
         PredictionWriter(Cohort(cohort.uri).CT, "pred", how={"checkpoint": "another"})
 

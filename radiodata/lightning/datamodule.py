@@ -246,8 +246,9 @@ class RadiologyDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> PatchLoader | HandleLoader:
         """Images of every subject: whole volumes, handles of them (`stream`), or crops where `policy` says so."""
-        if self._stream:
-            return HandleLoader(self.cohort, self.images, skip=self.skip_predicted, read=self._read, **self._world())
+        cohort = self._unpredicted()
+        if self._stream or not len(cohort):  # of nothing there is nothing to plan
+            return HandleLoader(cohort, self.images, read=self._read, **self._world())
         return self._rest("predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -15,7 +15,7 @@ from radiodata.store.reader import read_box
 from radiodata.store.volume import physical
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,8 +71,6 @@ class HandleLoader:
     ----------
     cohort, keys
         As for ``PatchDataset``.
-    skip
-        Ids of volumes, of the first key's collection, that are left out.
     rank, world_size
         This process among those that share the work; by default what ``torch.distributed`` says.
     read
@@ -89,7 +87,6 @@ class HandleLoader:
         cohort: Cohort,
         keys: Keys,
         *,
-        skip: Collection[str] = (),
         rank: int | None = None,
         world_size: int | None = None,
         read: ReadConfig | None = None,
@@ -100,8 +97,7 @@ class HandleLoader:
         world = current_world() if world_size is None else world_size
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} is not among {world} ranks")
-        out = set(skip)
-        self._volumes = [v for v, obs_id in enumerate(self._held.obs_ids) if obs_id not in out][rank::world]
+        self._volumes = range(rank, len(self._held.obs_ids), world)
 
     def __len__(self) -> int:
         """Volumes of this rank."""
