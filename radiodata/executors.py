@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,3 +89,33 @@ def _end_with(parent: int) -> None:
 
 
 _PR_SET_PDEATHSIG = 1
+
+_filters = threading.Lock()
+_quiet: list[warnings.catch_warnings[Any]] = []
+"""One for each thread that is inside; the first one was entered."""
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignore warnings, as ``warnings.catch_warnings`` does, in any number of threads at once.
+
+    Filters are the whole process's: of two threads that save and restore them in turn, one restores what the other has
+    changed. So the first one in changes them, and the last one out restores them.
+    """
+    if getattr(sys.flags, "context_aware_warnings", False):  # Python 3.14 and later: filters are each thread's own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+        return
+    with _filters:
+        _quiet.append(warnings.catch_warnings())
+        if len(_quiet) == 1:
+            _quiet[0].__enter__()
+            warnings.simplefilter("ignore")
+    try:
+        yield
+    finally:
+        with _filters:
+            last = _quiet.pop()
+            if not _quiet:
+                last.__exit__(None, None, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from radiodata.errors import ConfigError
+from radiodata.executors import without_warnings
 from radiodata.geometry import crop_affine
 from radiodata.store import Cohort
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 _MARGIN = 4
@@ -50,7 +49,7 @@ class Radiomics:
         Of the voxels that features are computed on, in mm; None: those of the volume.
     wavelet
         A wavelet of PyWavelets, such as ``"coif1"``: the first-order and texture features of all eight of its response
-        maps, too.
+        maps, too. They need voxels as long as wide and high: `spacing`, where those of the volume are not.
     prefix
         Of the columns.
 
@@ -86,13 +85,19 @@ class Radiomics:
         except ImportError as error:
             raise ConfigError("radiomic features need MIRP: pip install 'radiodata[radiomics]'") from error
 
-    def __call__(self, volume: NDArray[Any], row: pd.Series[Any]) -> tuple[NDArray[Any], dict[str, Any]]:
+    def __call__(self, volume: NDArray[Any], row: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, Any]]:
         """Give the volume, and its features; only their number of voxels, 0, where the region is empty."""
         labels = Cohort(self.uri)[self.mask].of_subject(str(row["obs_subject_id"]))
         inside = labels.to_numpy() == self.label
         if inside.shape != volume.shape[:3]:
             raise ConfigError(
                 f"the label of {row['obs_subject_id']!r} has shape {inside.shape}, its image {volume.shape}"
+            )
+        sides = np.array([self.spacing or float(row[f"spacing_{axis}"]) for axis in "xyz"])
+        if self.wavelet and not np.allclose(sides, sides[0], rtol=1e-3):
+            raise ConfigError(
+                f"the image of {row['obs_subject_id']!r} has voxels of {' x '.join(f'{side:g}' for side in sides)} mm, "
+                "and wavelets need them as long as wide and high: Radiomics(spacing=...)"
             )
         voxels = int(inside.sum())
         if not voxels:
@@ -112,8 +117,7 @@ class Radiomics:
             paths = [str(Path(folder) / name) for name in ("image.nii", "mask.nii")]
             for path, voxels in zip(paths, (image, mask), strict=True):
                 nib.save(nib.Nifti1Image(voxels, affine), path)  # type: ignore[no-untyped-call]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pandas, about MIRP's tables
+            with without_warnings():  # of pandas, about MIRP's tables
                 table = extract_features(
                     image=paths[0],
                     mask=paths[1],

@@ -45,10 +45,13 @@ def test_features_are_those_of_the_region(cohort: Cohort, label: int) -> None:
 @pytest.mark.slow
 def test_texture_and_wavelets_go_into_the_table(tmp_path: Path) -> None:
     cohort = small_cohort(tmp_path, subjects=2)
-    table = cohort.CT.lazy().map(Radiomics(cohort.uri, "seg", wavelet="coif1")).to_obs(workers=2)
+    table = cohort.CT.lazy().map(Radiomics(cohort.uri, "seg")).to_obs(workers=2)
     made = [c for c in table.columns if c.startswith("rad_")]
     assert len([c for c in made if "_cm_" in c]) >= 25
     assert len([c for c in made if "_rlm_" in c]) >= 16
+    waves = Radiomics(cohort.uri, "seg", families=("statistics",), spacing=4, wavelet="coif1")
+    table = table.join(cohort.CT.lazy().map(waves).to_obs(workers=2).filter(like="wavelet"))
+    made = [c for c in table.columns if c.startswith("rad_")]
     assert len({c.split("_")[3] for c in made if "wavelet" in c}) == 8
     after = cohort.update_obs("CT", table[made])
     pd.testing.assert_frame_equal(Cohort(after.uri).CT.obs[made], table[made], check_names=False)
@@ -63,6 +66,8 @@ def test_a_region_that_is_not_there_has_no_voxels(cohort: Cohort) -> None:
         Radiomics(cohort.uri, "seg", bins=1)
     with pytest.raises((PipelineError, ConfigError), match="nothing"):
         cohort.CT.lazy().map(Radiomics(cohort.uri, "nothing")).to_obs()
+    with pytest.raises(ConfigError, match=r"need them as long as wide and high: Radiomics\(spacing"):
+        cohort.CT.lazy().map(Radiomics(cohort.uri, "seg", wavelet="coif1")).to_obs()
 
 
 @pytest.mark.slow

@@ -204,9 +204,9 @@ class LazyCollection:
             cells = [item.obs[name].ravel() if name == "affine" else item.obs[name] for item in found]
             table[name] = pd.Series(cells, table.index, dtype=table[name].dtype)
         made = pd.DataFrame([item.updates for item in found], table.index, columns=added).infer_objects()
-        for column in infer_columns(made):
-            table[column.name] = typed(made[column.name], column.kind)
-        return table
+        new = {column.name: typed(made[column.name], column.kind) for column in infer_columns(made)}
+        table = table.assign(**{name: new.pop(name) for name in list(new) if name in table})
+        return pd.concat([table, pd.DataFrame(new, index=table.index)], axis=1)
 
     def write(
         self,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radiodata.executors import without_warnings
 from radiodata.ingest.dicom.scan import DicomError, NoImageError
 
 if TYPE_CHECKING:
@@ -208,10 +208,7 @@ def _mosaic(header: Header, rows: int, columns: int) -> list[Frame] | None:
 
 
 def _csareader() -> Any:
-    with (
-        warnings.catch_warnings()
-    ):  # it calls all of its DICOM side experimental; mosaics are tested against references
-        warnings.simplefilter("ignore")
+    with without_warnings():  # it calls all of its DICOM side experimental; mosaics are tested against references
         from nibabel.nicom import csareader
     return csareader
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radiodata.executors import without_warnings
 from radiodata.ingest.dicom.scan import DicomError, parsing, read_bytes, read_dataset
 from radiodata.ingest.dicom.stacks import LPS_TO_RAS
 from radiodata.ingest.items import Grid
@@ -52,8 +52,7 @@ def masks(file: LabelFile, grid: Grid, numbers: Sequence[int]) -> Iterator[tuple
 def _segments(file: LabelFile, grid: Grid, numbers: Sequence[int]) -> Iterator[tuple[int, Mask]]:
     segmentation = _read(file)
     for number in numbers:
-        with parsing(f"{file.source}: segment {number} cannot be decoded"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with parsing(f"{file.source}: segment {number} cannot be decoded"), without_warnings():
             volume = segmentation.get_volume(segment_numbers=[number], combine_segments=False)
             inside = np.asarray(volume.array)[..., 0]
         # fractions of a voxel count from one half
@@ -69,8 +68,7 @@ def own_grid(file: LabelFile) -> Grid:
     DicomError
         When it cannot be decoded, or its frames make no volume.
     """
-    with parsing(f"{file.source}: its frames make no volume"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with parsing(f"{file.source}: its frames make no volume"), without_warnings():
         volume = _read(file).get_volume(combine_segments=False, segment_numbers=[file.names[0][0]])
         z, y, x = volume.spatial_shape
     return Grid((x, y, z), 1, _affine(volume))
@@ -80,8 +78,8 @@ def _read(file: LabelFile) -> Any:
     from highdicom.seg import segread
 
     content = read_bytes(file.source)
-    with parsing(f"{file.source}: cannot be read as a segmentation"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # highdicom tells of what it mends in the headers
+    # highdicom tells of what it mends in the headers
+    with parsing(f"{file.source}: cannot be read as a segmentation"), without_warnings():
         return segread(io.BytesIO(content))
 
 
