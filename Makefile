@@ -1,6 +1,7 @@
 # make train   environment, install, then the training recipe on a demo cohort
 # make test    environment, install, lint, types, tests
 # make quick   the tests that take seconds
+# make proof   the tests with every kill, random case and step that is promised; hours
 # make pandas2 the tests of tables, views, changes and export with pandas 2, which anndata needs, in an environment of its own
 # Both from a clean clone; another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
@@ -14,7 +15,7 @@ JOBS ?= 2
 OLD = .venv/pandas2-$(notdir $(VENV))
 OLD_TESTS = store_table expression views mutation format export
 
-.PHONY: train test quick pandas2 lint types tests docs wheel clean
+.PHONY: train test quick proof pandas2 lint types tests docs wheel clean
 
 # idle OpenMP threads sleep rather than spin: on two busy cores a step costs half the CPU time
 train: export OMP_WAIT_POLICY ?= passive
@@ -35,6 +36,9 @@ tests: $(INSTALLED)
 
 quick: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
+
+proof: $(INSTALLED)
+	RADIODATA_PROOF=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 pandas2: $(OLD)/.installed
 	$(OLD)/bin/python -m pytest -m "not slow" $(OLD_TESTS:%=tests/test_%.py) $(ARGS)

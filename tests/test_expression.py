@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import builtins
-import os
 import pickle
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from effort import tries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radiodata.errors import ExpressionError
 from radiodata.store.expression import LONGEST, parse
 
-MANY = 10_000 if os.environ.get("CI") else 300
+MANY = tries(300, 2000, 10_000)
 many = settings(max_examples=MANY, deadline=None)
 
 BIG = 2**53 + 1

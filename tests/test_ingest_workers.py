@@ -25,14 +25,14 @@ pytest.importorskip("pydicom", reason="needs radiodata[dicom]")
 import dicom_series as dicom
 import ingest_work
 from conftest import ras_affine, save
+from effort import tries
 
 from radiodata.errors import CohortNotFoundError, ConfigError, WorkerDiedError
 from radiodata.ingest import ingest_niftis
 from radiodata.ingest.nifti import NiftiFile
 from radiodata.store import Cohort, verify
 
-CI = bool(os.environ.get("CI"))
-ROUNDS = 25 if CI else 6
+ROUNDS = tries(6, 8, 25)
 SUBJECTS = 8
 
 

@@ -17,10 +17,14 @@ import killed_work
 import numpy as np
 import pytest
 from conftest import ras_affine, save
+from effort import tries
 
 from radiodata.store import Cohort
 
-ROUNDS = {"append": 50, "write": 50, "remove": 50, "optimize": 10, "update": 10}
+ROUNDS = {
+    what: tries(4, 12, many)
+    for what, many in {"append": 50, "write": 50, "remove": 50, "optimize": 10, "update": 10}.items()
+}
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
+from effort import tries
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from radiodata.errors import PlanError
 from radiodata.sampling import Grid, Plan, Slot, Uniform, Volumes
 
-MANY = 1000 if os.environ.get("CI") else 120
+MANY = tries(120, 400, 1000)
 SHAPE, TILE = (16, 12, 8), (4, 4, 4)
 
 cases = st.fixed_dictionaries(
