@@ -49,6 +49,13 @@ class TileReadError(StoreError, OSError):
     """Voxels that could not be read: names the volume, the box and the array."""
 
 
+class UnreachableError(StoreError, ConnectionError):
+    """An object store that did not give what was asked of it in time: names endpoint and object, and how long it took.
+
+    Not the fault of a sample: it ends a run, which goes on from its last checkpoint.
+    """
+
+
 class GeometryError(RadiodataError, ValueError):
     """A volume whose grid is unknown or does not fit: a shape that changed without an affine, a box outside of it."""
 
@@ -157,6 +164,7 @@ SYSTEM_ERRORS: tuple[type[BaseException], ...] = (
     NotImplementedError,
     ConfigError,
     TooManyErrors,
+    UnreachableError,
     WorkerError,
 )
 """Never the fault of one sample, so never tolerated."""

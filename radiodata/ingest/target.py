@@ -172,7 +172,7 @@ class Target:
             voxels = layout.join(folder, layout.VOXELS)
             shards = vfs.ls(voxels) if vfs.is_dir(voxels) else []
             consolidate_metadata([s for s in shards if f"/{writer.run}-" in s], self.ctx)
-            consolidate_table(layout.join(folder, "tiles"), self.ctx)
+            consolidate_table(layout.join(folder, "tiles"), context(self.read, large=True))
 
     def _check_collection(self, name: str, there: Record) -> None:
         held = there.collections[name]

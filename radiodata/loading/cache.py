@@ -57,6 +57,7 @@ class BlockCache:
         self._waiting: OrderedDict[UnitKey, dict[int, Crop]] = OrderedDict()
         self._reading: dict[UnitKey, _Reading] = {}
         self._due: dict[UnitKey, dict[int, int]] = {}
+        self._failed: dict[UnitKey, BaseException] = {}
         self._bytes = self._largest = 0
         self.reads = 0
         self.hits = 0
@@ -70,11 +71,18 @@ class BlockCache:
             if crop in self._waiting.get(key, ()):
                 self.hits += 1
                 return self._let_go(key, crop)
+            if key in self._failed and key not in self._reading:
+                raise self._failed.pop(key)  # it was read ahead: not tried again before anybody hears of it
             reading = self._reading.get(key) or self._reserve(key)
             mine, reading.begun = not reading.begun, True
         if mine:
             self._fill(key, reading)
-        crops = reading.done.result()
+        try:
+            crops = reading.done.result()
+        except BaseException:
+            with self._lock:
+                self._failed.pop(key, None)
+            raise
         with self._lock:
             if crop in self._waiting.get(key, ()):
                 self._let_go(key, crop)
@@ -90,6 +98,7 @@ class BlockCache:
         """Take back all that ``expect`` said; reads that were granted and have not begun are off."""
         with self._lock:
             self._due.clear()
+            self._failed.clear()
             for key in [k for k, r in self._reading.items() if not r.begun]:
                 del self._reading[key]
 
@@ -146,6 +155,7 @@ class BlockCache:
         except BaseException as error:  # told to whoever takes the unit
             with self._lock:
                 self._end(key, reading)
+                self._failed[key] = error
             reading.done.set_exception(error)
             return
         with self._lock:

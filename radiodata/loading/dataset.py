@@ -191,6 +191,11 @@ class PatchDataset(IterableDataset[Sample]):
             yield from self.samples(self.plan.rank_batch(self.epoch, step, rank, world))
 
     @property
+    def is_remote(self) -> bool:
+        """Whether units come from an object store."""
+        return self._reader.is_remote
+
+    @property
     def sample_bytes(self) -> int:
         """Bytes of the voxels of a sample; of the largest, where volumes come whole."""
         volumes = self._aligned.volumes

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from radiodata.sampling import Slot
 
 STATE_VERSION = 1
+_THREADS, _REMOTE_THREADS = 2, 16
+_AHEAD, _REMOTE_AHEAD = 8, 32
 
 
 class _PatchBatches:
@@ -91,10 +93,11 @@ class PatchLoader:
         Batches made ahead by each worker.
     threads
         Threads that read ahead, in each process that reads; with 0, a batch's reads are done one after another
-        when it is made.
+        when it is made. By default 2; 16 where units come from an object store, whose answers they wait for, and
+        then they read on into the next epoch.
     read_ahead
-        Steps of its own for which a process reads ahead, as far as the dataset's `cache_bytes` allow: more for
-        storage that answers late.
+        Steps of its own for which a process reads ahead, as far as the dataset's `cache_bytes` allow; by default 8,
+        and 32 from an object store.
     rank, world_size
         This process among those that train together; by default what ``torch.distributed`` says.
     multiprocessing_context
@@ -128,8 +131,8 @@ class PatchLoader:
         *,
         num_workers: int = 2,
         prefetch: int = 4,
-        threads: int = 2,
-        read_ahead: int = 8,
+        threads: int | None = None,
+        read_ahead: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         multiprocessing_context: Literal["fork", "forkserver", "spawn"] | None = None,
@@ -150,6 +153,8 @@ class PatchLoader:
             raise ConfigError(f"on_mismatch must be 'error' or 'restart_epoch', not {on_mismatch!r}")
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not among {self.world_size} ranks")
+        if read_ahead is None:
+            read_ahead = _REMOTE_AHEAD if dataset.is_remote else _AHEAD
         if read_ahead < 0:
             raise ConfigError(f"read_ahead={read_ahead}: steps, from 0")
         _warn_of_rereads(dataset, num_workers)
@@ -160,11 +165,12 @@ class PatchLoader:
             source,
             num_workers,
             prefetch,
-            threads,
+            (_REMOTE_THREADS if dataset.is_remote else _THREADS) if threads is None else threads,
             multiprocessing_context,
             pin_memory,
             timeout=timeout,
             cache_bytes=dataset.cache_bytes,
+            goes_on=dataset.is_remote and not repeat_epoch,
             stats=self._stats,
         )
         self._shape = (num_workers, prefetch, pin_memory)

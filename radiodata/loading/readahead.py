@@ -30,17 +30,44 @@ class Turn:
         End of the epoch.
     stride
         The next ones are ``step + stride``, ``step + 2 * stride``, and so on.
+    goes_on
+        Whether the next epoch follows, from ``step % stride`` on.
     """
 
     epoch: int
     step: int
     stop: int
     stride: int
+    goes_on: bool = False
 
     @property
     def at(self) -> tuple[int, int]:
         """Epoch and step."""
         return self.epoch, self.step
+
+    @property
+    def number(self) -> int:
+        """Place of the step among all that the process ever makes."""
+        return self.epoch * self._steps + self.step // self.stride
+
+    @property
+    def last(self) -> int:
+        """Number that is after the last one which it is known will come."""
+        return (self.epoch + (2 if self.goes_on else 1)) * self._steps
+
+    def step_of(self, number: int) -> tuple[int, int]:
+        """Epoch and step of a number."""
+        epoch, place = divmod(number, self._steps)
+        return epoch, self.step % self.stride + place * self.stride
+
+    def comes_before(self, turn: Turn) -> bool:
+        """Whether a turn is the next one."""
+        same = (turn.stop, turn.stride, turn.goes_on) == (self.stop, self.stride, self.goes_on)
+        return same and turn.at == self.step_of(self.number + 1) and (self.goes_on or turn.epoch == self.epoch)
+
+    @property
+    def _steps(self) -> int:
+        return len(range(self.step % self.stride, self.stop, self.stride))
 
 
 class ReadAhead:
@@ -94,11 +121,11 @@ class ReadAhead:
         if not self._follows(turn):
             self._blocks.expect_nothing()
             self._seen.clear()
-            self._granted = turn.step
+            self._granted = turn.number
         self._turn = turn
-        while self._seen and self._seen[0][0] < turn.step:
+        while self._seen and self._seen[0][0] < turn.number:
             self._seen.popleft()
-        self._look(turn.step)
+        self._look(turn.number)
         for key, crop in self._seen[0][1]:
             if not self._blocks.holds(key, crop):
                 self._read(key, urgent=True)
@@ -108,13 +135,13 @@ class ReadAhead:
         """Read on, as far as there is room."""
         if self._turn is None:
             return
-        step = max(self._granted, self._turn.step)
-        while step < min(self._turn.stop, self._turn.step + self._ahead * self._turn.stride + 1):
-            self._look(step)
-            for key, crop in self._seen[(step - self._seen[0][0]) // self._turn.stride][1]:
+        number = max(self._granted, self._turn.number)
+        while number < min(self._turn.last, self._turn.number + self._ahead + 1):
+            self._look(number)
+            for key, crop in self._seen[number - self._seen[0][0]][1]:
                 if not self._blocks.holds(key, crop) and not self._read(key, urgent=False):
                     return
-            step = self._granted = step + self._turn.stride
+            number = self._granted = number + 1
 
     def wait(self, seconds: float | None) -> UnitKey | None:
         """Wait for what the present step needs; give the unit whose read took longer than that, if any."""
@@ -134,16 +161,15 @@ class ReadAhead:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _follows(self, turn: Turn) -> bool:
-        last = self._turn
-        return last is not None and turn == Turn(last.epoch, last.step + last.stride, last.stop, last.stride)
+        return self._turn is not None and self._turn.comes_before(turn)
 
-    def _look(self, step: int) -> None:
+    def _look(self, number: int) -> None:
         """Tell the cache what is taken up to a step, and for as long after it as its units are in use."""
         turn = self._turn
         assert turn is not None
-        first = self._seen[-1][0] + turn.stride if self._seen else turn.step
-        for at in range(first, min(step + self._spread + 1, turn.stop), turn.stride):
-            reads = self._reads((turn.epoch, at))
+        first = self._seen[-1][0] + 1 if self._seen else turn.number
+        for at in range(first, min(number + self._spread // turn.stride + 1, turn.last)):
+            reads = self._reads(turn.step_of(at))
             self._seen.append((at, reads))
             for key, crop in reads:
                 self._blocks.expect(key, crop, at)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from radiodata.geometry import box, box_slices, clip_box
+from radiodata.store.context import handles
 from radiodata.store.direct import Meter
+from radiodata.store.direct.listing import local_path
 from radiodata.store.reader import read_box
 from radiodata.store.volume import physical
 
@@ -91,6 +93,11 @@ class UnitReader:
     keys: Mapping[str, KeySource]
     config: ReadConfig
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether volumes are on an object store."""
+        return any(local_path(s[0].uri) is None for held in self.keys.values() for s in held.sources if len(s))
+
     def read(self, unit: Unit) -> tuple[list[Crop], dict[str, float]]:
         """Crops of a unit, and what they took: totals of ``LoaderStats``."""
         begun, meter = time.perf_counter_ns(), Meter()
@@ -106,7 +113,9 @@ class UnitReader:
                 crop.voxels[key] = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held, pad)
         cut = time.perf_counter_ns() - begun - meter.wall
         seconds = {"read_seconds": meter.read / 1e9, "decode_seconds": meter.decode / 1e9, "cut_seconds": cut / 1e9}
-        return crops, {**seconds, "units_read": 1, "bytes_read": read}
+        requests, fetched = handles().remote.taken() if self.is_remote else (0, 0)
+        counts = {"units_read": 1, "bytes_read": read, "requests": requests, "bytes_fetched": fetched}
+        return crops, {**seconds, **counts}
 
     def _block(self, source: VoxelSource, unit: Unit, meter: Meter) -> Voxels:
         chosen = unit.channels if source.shape[0] > 1 else None

@@ -44,6 +44,8 @@ class LoaderStats:
         Batches handed out, and the bytes of their tensors.
     units_read, bytes_read
         Units read, and the decoded bytes of their blocks.
+    requests, bytes_fetched
+        Requests to object stores, and the bytes that they brought.
     hits
         Crops served from units that had been read.
     errors, replaced, skipped
@@ -61,6 +63,8 @@ class LoaderStats:
     bytes_delivered: int = 0
     units_read: int = 0
     bytes_read: int = 0
+    requests: int = 0
+    bytes_fetched: int = 0
     hits: int = 0
     errors: int = 0
     replaced: int = 0
@@ -78,6 +82,8 @@ class LoaderStats:
             f"{'hits':<12}{self.hits:>12}    crops of units read before",
             f"{'errors':<12}{self.errors:>12}    {self.replaced} replaced, {self.skipped} skipped",
         ]
+        if self.requests:
+            rows.insert(-2, f"{'requests':<12}{self.requests:>12}    {self.bytes_fetched / 1e6:,.1f} MB fetched")
         return "\n".join(rows)
 
 

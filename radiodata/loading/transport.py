@@ -86,9 +86,11 @@ class WorkerTransport:
         start_method: str | None,
         pin_memory: bool,
         timeout: float | None,
+        goes_on: bool,
         stats: Stats,
     ) -> None:
         self._source, self._settings, self._threads, self._start_method = source, settings, threads, start_method
+        self._goes_on = goes_on
         self._pin, self._timeout, self._stats = pin_memory, timeout, stats
         self._team: Team | None = None
         self._iteration = 0
@@ -129,7 +131,7 @@ class WorkerTransport:
                     "this iterator of the loader was left: another was begun, or the loader closed. Use one at a time"
                 )
             while asked < min(stop, step + count * self._settings.prefetch):
-                self._team.workers[asked % count].send(mine, Turn(epoch, asked, stop, count))
+                self._team.workers[asked % count].send(mine, Turn(epoch, asked, stop, count, self._goes_on))
                 asked += 1
             got = self._wait_for(self._team, epoch, step, stopped)
             if got is None:
@@ -174,10 +176,18 @@ class LocalTransport:
     """Threads of this process read ahead; transforms and collation run where the batch is asked for."""
 
     def __init__(
-        self, source: BatchSource, *, threads: int, pin_memory: bool, timeout: float | None, stats: Stats
+        self,
+        source: BatchSource,
+        *,
+        threads: int,
+        pin_memory: bool,
+        timeout: float | None,
+        goes_on: bool,
+        stats: Stats,
     ) -> None:
         self._source, self._threads, self._pin, self._timeout = source, threads, pin_memory, timeout
-        self._stats = stats
+        self._goes_on, self._stats = goes_on, stats
+        self._kept: ReadAhead | None = None
 
     def iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps ``start`` to ``stop - 1`` of an epoch.
@@ -192,18 +202,28 @@ class LocalTransport:
         return self._iterate(epoch, start, stop)
 
     def close(self) -> None:
-        """Nothing: threads end with their iterator."""
+        """End the threads, which otherwise end with their iterator, but where they read on for the next one."""
+        if self._kept is not None:
+            atexit.unregister(self._kept.close)
+            self._kept.close()
+        self._kept = None
+
+    def _reading_ahead(self) -> ReadAhead | None:
+        source, blocks = self._source, self._source.blocks() if self._threads else None
+        if blocks is None:
+            return None
+        ahead, self._kept = self._kept, None
+        if ahead is None:
+            ahead = ReadAhead(blocks, source.reads, source.spread, self._threads, source.ahead)
+            atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
+        return ahead
 
     def _iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
-        source, blocks = self._source, self._source.blocks() if self._threads else None
-        ahead = None if blocks is None else ReadAhead(blocks, source.reads, source.spread, self._threads, source.ahead)
-        if ahead is not None:
-            atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
-        patience = 5.0
+        source, ahead, patience, ended = self._source, self._reading_ahead(), 5.0, False
         try:
             for step in range(start, stop):
                 if ahead is not None:
-                    ahead.advance(Turn(epoch, step, stop, 1))
+                    ahead.advance(Turn(epoch, step, stop, 1, self._goes_on))
                     slow = ahead.wait(self._timeout)
                     if slow is not None:
                         patience = 0.0
@@ -212,12 +232,18 @@ class LocalTransport:
                 if ahead is not None:
                     ahead.go_on()
                 self._stats.merge(source.stats.take())
+                ended = step == stop - 1
                 yield batch
                 del batch
         finally:
-            if ahead is not None:
+            if ended and self._goes_on:
+                self._kept = ahead
+            elif ahead is not None:
                 atexit.unregister(ahead.close)
                 ahead.close(patience)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def _hung(self, key: UnitKey, epoch: int, step: int) -> WorkerHungError:
         return WorkerHungError(
@@ -239,9 +265,10 @@ def make_transport(
     *,
     timeout: float | None = 300.0,
     cache_bytes: int = 0,
+    goes_on: bool = False,
     stats: Stats | None = None,
 ) -> WorkerTransport | LocalTransport:
-    """Worker processes, or threads where there are none."""
+    """Worker processes, or threads where there are none; `goes_on`: they read ahead into the next epoch."""
     if workers < 0 or prefetch < 1 or threads < 0:
         raise ConfigError(f"num_workers={workers}, prefetch={prefetch}, threads={threads}: at least 0, 1 and 0")
     if timeout is not None and timeout <= 0:
@@ -256,6 +283,7 @@ def make_transport(
             start_method=start_method,
             pin_memory=pin,
             timeout=timeout,
+            goes_on=goes_on,
             stats=stats,
         )
-    return LocalTransport(source, threads=threads, pin_memory=pin, timeout=timeout, stats=stats)
+    return LocalTransport(source, threads=threads, pin_memory=pin, timeout=timeout, goes_on=goes_on, stats=stats)

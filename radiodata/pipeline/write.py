@@ -202,7 +202,7 @@ def tidy_run(writer: Writer, where: str) -> None:
     vfs, voxels = tiledb.VFS(ctx=writer.ctx), layout.join(where, layout.VOXELS)
     shards = vfs.ls(voxels) if vfs.is_dir(voxels) else []
     consolidate_metadata([s for s in shards if f"/{writer.run}-" in s], writer.ctx)
-    consolidate_table(layout.join(where, "tiles"), writer.ctx)
+    consolidate_table(layout.join(where, "tiles"), context(writer.config, large=True))
 
 
 @contextmanager

@@ -99,7 +99,7 @@ class VolumeCollection(View[Volume]):
 
     def _one(self, row: int) -> Volume:
         cells = self._table.row(row)
-        source = source_of(self.uri, str(self._table.index[row]), cells, self._snapshot.token)
+        source = source_of(self.uri, str(self._table.index[row]), cells, self._snapshot.token, self._snapshot.index)
         header = partial(_header_of, self._at(np.array([row], np.intp)))
         return Volume(source, cells, self.config, kind=self.kind, header=header)
 
@@ -206,7 +206,7 @@ class VolumeCollection(View[Volume]):
 
     def sources(self) -> VoxelSources:
         """Voxel sources of every volume, in the order of ``.obs``."""
-        return VoxelSources(self.uri, self._index, self._column, self._snapshot.token)
+        return VoxelSources(self.uri, self._index, self._column, self._snapshot.token, self._snapshot.index)
 
     def tile_columns(self, names: Sequence[str]) -> dict[str, Ragged]:
         """Columns of the per-tile statistics in the order of ``.obs``, each flat; no voxel is read.

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 import tiledb
 
 from radiodata.errors import StoreError
-from radiodata.store.context import context, patiently
+from radiodata.store.context import context, handles, patiently
 from radiodata.store.direct.listing import local_path
 from radiodata.store.layout import COMMITS, join
 from radiodata.store.record import Record
 from radiodata.store.sealing import seal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from radiodata.store.config import ReadConfig
 
@@ -30,23 +30,36 @@ _NAME = re.compile(r"(\d{12})\.json")
 
 def versions(uri: str, config: ReadConfig) -> list[int]:
     """Versions that are there, ascending; empty where nothing was ever committed."""
-    vfs, folder = tiledb.VFS(ctx=context(config)), join(uri, COMMITS)
-    if local_path(uri) is None or vfs.is_dir(folder):
-        names = [_NAME.fullmatch(entry.rstrip("/").rsplit("/", 1)[-1]) for entry in _listed(vfs, folder)]
-        return sorted(int(found[1]) for found in names if found)
-    return []
+    return _versions(_sizes(uri, config))
 
 
-def _listed(vfs: tiledb.VFS, folder: str) -> list[str]:
-    return list(vfs.ls(folder)) if vfs.is_dir(folder) else []
+def _versions(names: Iterable[str]) -> list[int]:
+    found = [_NAME.fullmatch(name) for name in names]
+    return sorted(int(one[1]) for one in found if one)
+
+
+def _sizes(uri: str, config: ReadConfig) -> Mapping[str, int]:
+    """Names of what was committed, with its bytes where an object store tells them."""
+    folder = join(uri, COMMITS)
+    if local_path(uri) is None:
+        return handles().remote.fetcher(config).names(folder)
+    vfs = tiledb.VFS(ctx=context(config))
+    entries = vfs.ls(folder) if vfs.is_dir(folder) else []
+    return dict.fromkeys((entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries), 0)
+
+
+def index_size(uri: str, version: int, config: ReadConfig) -> int | None:
+    """Bytes of the index of a version on an object store; None where there is none."""
+    return _sizes(uri, config).get(f"{version:012d}.index")
 
 
 def latest(uri: str, config: ReadConfig) -> Record | None:
     """The record with the highest number; None where nothing was ever committed."""
 
     def newest() -> Record | None:
-        held = versions(uri, config)
-        return read(uri, held[-1], config) if held else None
+        sizes = _sizes(uri, config)
+        held = _versions(sizes)
+        return _read(uri, held[-1], config, sizes) if held else None
 
     return patiently(newest)
 
@@ -86,11 +99,20 @@ def read(uri: str, version: int, config: ReadConfig) -> Record:
     EncryptionError
         When the key of `config` is not that of the cohort.
     """
+    return _read(uri, version, config, {} if local_path(uri) is not None else _sizes(uri, config))
+
+
+def _read(uri: str, version: int, config: ReadConfig, sizes: Mapping[str, int]) -> Record:
     where = join(uri, COMMITS, f"{version:012d}.json")
-    vfs = tiledb.VFS(ctx=context(config))
-    with vfs.open(where, "rb") as file:
-        raw = file.read()
-    return Record.from_json(unseal(bytes(raw), config.encryption_key, f"{version:012d}", where), where)
+    if local_path(uri) is None:
+        size = sizes.get(f"{version:012d}.json")
+        if size is None:
+            raise tiledb.TileDBError(f"{where} is not there")
+        raw = handles().remote.fetcher(config).whole(where, size)
+    else:
+        with tiledb.VFS(ctx=context(config)).open(where, "rb") as file:
+            raw = bytes(file.read())
+    return Record.from_json(unseal(raw, config.encryption_key, f"{version:012d}", where), where)
 
 
 def at(uri: str, moment: int | str | datetime, config: ReadConfig) -> Record:

@@ -166,6 +166,21 @@ class ReadConfig(Settings):
         ``RADIODATA_COMPILED=0`` switches it off as well.
     tiledb
         Further TileDB configuration, such as ``{"vfs.s3.region": "eu-west-1"}``.
+    deadline
+        Seconds within which an object store must give what a read asks for, all retries included: then
+        ``UnreachableError``.
+    in_flight
+        Requests of one process that may be under way at once; how many are is found by trying.
+    gap
+        KiB between tiles that are read in vain rather than asked for apart; None: what the measured latency and
+        bandwidth say.
+    hedge
+        Milliseconds after which a range is asked for a second time, and the quicker answer taken; None: never.
+    cache
+        Folder of a local disk where tiles of object stores are kept; any number of processes may share it. None:
+        nowhere.
+    cache_size
+        MiB that it may take.
 
     Raises
     ------
@@ -180,6 +195,12 @@ class ReadConfig(Settings):
     memory: int | None = None
     read_ahead: int | None = None
     encryption_key: str | None = None
+    deadline: int = 60
+    in_flight: int = 64
+    gap: int | None = None
+    hedge: int | None = None
+    cache: str | None = None
+    cache_size: int = 16384
 
     SECTION: ClassVar[str] = "read"
     TAKES: ClassVar[Any] = MappingProxyType(
@@ -191,6 +212,12 @@ class ReadConfig(Settings):
             "memory": maybe(whole(16)),
             "read_ahead": maybe(whole(0)),
             "encryption_key": maybe(check_reference),
+            "deadline": whole(1),
+            "in_flight": whole(1),
+            "gap": maybe(whole(0)),
+            "hedge": maybe(whole(1)),
+            "cache": maybe(settings.text),
+            "cache_size": whole(1),
         }
     )
 

@@ -18,6 +18,7 @@ import tiledb
 from radiodata.errors import StoreError
 from radiodata.store.config import ReadConfig
 from radiodata.store.direct import Direct
+from radiodata.store.remote.client import Remote, prepare
 from radiodata.store.sealing import refused
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_READ = ReadConfig()
+_WHOLE = {
+    "vfs.s3.use_multipart_upload": "false",
+    "vfs.s3.multipart_part_size": str(1 << 26),
+    "vfs.s3.max_parallel_ops": "2",
+}
+LARGE_BYTES = 1 << 26
+LARGE_ROWS = 10_000
+"""Volumes and tables that are larger are written, and tables read, in a large context."""
 
 
 class Lane:
@@ -54,10 +63,13 @@ class Handles:
     ----------
     direct
         What is read without a TileDB query.
+    remote
+        What is fetched from object stores.
     """
 
     def __init__(self) -> None:
-        self.direct = Direct()
+        self.remote = Remote()
+        self.direct = Direct(self.remote)
         self._lock = threading.Lock()
         self._contexts: dict[Hashable, tiledb.Ctx] = {}
         self._free: dict[Hashable, list[Lane]] = {}
@@ -66,18 +78,20 @@ class Handles:
     @property
     def used(self) -> bool:
         """Whether TileDB was used through them."""
-        return bool(self._contexts or self._lanes)
+        return bool(self._contexts or self._lanes or self.remote.used)
 
     def context(self, config: ReadConfig = DEFAULT_READ, *, large: bool = False) -> tiledb.Ctx:
         """Give the process's context for `config`, made on first use; `large`: for tables of tens of thousands of rows.
 
-        A query begins with buffers of one size for every column, and is sent again, with larger ones, until all fits:
-        of 100,000 volumes, that takes three times as long as the reading.
+        Objects of up to 128 MB are put in one request, those of a large context in parts. A query begins with buffers
+        of one size for every column, and is sent again, with larger ones, until all fits: of 100,000 volumes, that
+        takes three times as long as the reading.
         """
-        key, more = (config.key, large), {"py.init_buffer_bytes": str(1 << 24)} if large else {}
+        key, more = (config.key, large), {"py.init_buffer_bytes": str(1 << 24)} if large else _WHOLE
+        prepare(config)
         with self._lock:
             if key not in self._contexts:
-                self._contexts[key] = tiledb.Ctx({**config.to_tiledb(), **more})
+                self._contexts[key] = tiledb.Ctx({**config.to_tiledb(), **more, **config.tiledb})
             return self._contexts[key]
 
     @contextmanager

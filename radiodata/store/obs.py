@@ -118,6 +118,8 @@ class VoxelSource:
         ``(channel, x, y, z)``.
     token
         Snapshot of the cohort that hands it out (see ``Handles.array``).
+    index
+        Where the index of that version is, and its size in bytes; None: there is none.
     """
 
     uri: str
@@ -129,6 +131,7 @@ class VoxelSource:
     obs_id: str
     subject: str
     token: str
+    index: tuple[str, int] | None = None
 
     @property
     def size(self) -> Shape3:
@@ -141,7 +144,9 @@ class VoxelSource:
         return self.slope != 1.0 or self.intercept != 0.0
 
 
-def source_of(collection_uri: str, obs_id: str, row: pd.Series[Any], token: str) -> VoxelSource:
+def source_of(
+    collection_uri: str, obs_id: str, row: pd.Series[Any], token: str, index: tuple[str, int] | None = None
+) -> VoxelSource:
     """Voxel source of one row of `obs`."""
     return VoxelSource(
         uri=shard_uri(collection_uri, str(row["shard"])),
@@ -153,6 +158,7 @@ def source_of(collection_uri: str, obs_id: str, row: pd.Series[Any], token: str)
         obs_id=str(obs_id),
         subject=str(row[SUBJECT]),
         token=token,
+        index=index,
     )
 
 
@@ -166,14 +172,19 @@ class VoxelSources(Sequence[VoxelSource]):
 
     Parameters
     ----------
-    collection_uri, token
+    collection_uri, token, index
         As for ``source_of``.
     ids, column
         Of the volumes, and what gives a column of their table by its name.
     """
 
     def __init__(
-        self, collection_uri: str, ids: pd.Index[str], column: Callable[[str], pd.Series[Any]], token: str
+        self,
+        collection_uri: str,
+        ids: pd.Index[str],
+        column: Callable[[str], pd.Series[Any]],
+        token: str,
+        index: tuple[str, int] | None = None,
     ) -> None:
         shards, self._shard = np.unique(column("shard").to_numpy(str), return_inverse=True)
         self._uris = [shard_uri(collection_uri, name) for name in shards.tolist()]
@@ -185,7 +196,7 @@ class VoxelSources(Sequence[VoxelSource]):
         self._scale = np.stack([column(n).to_numpy(np.float64) for n in ("slope", "intercept")], axis=1)
         self._ids = strings(ids)
         self._subjects = strings(column(SUBJECT))
-        self._token = token
+        self._token, self._index = token, index
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -209,6 +220,7 @@ class VoxelSources(Sequence[VoxelSource]):
             obs_id=self._ids[at],
             subject=self._subjects[at],
             token=self._token,
+            index=self._index,
         )
 
 

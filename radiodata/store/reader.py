@@ -60,6 +60,7 @@ def read_box(
     _refuse_outside(source, box, first, last)
     out, meter = np.empty((last - first, *box_shape(box)), source.dtype), meter or Meter()
     with meter.call():
+        _learn(source, config)
         try:
             done = handles().direct.read(source, box, (first, last), out, config, context, meter)
         except Corrupt as why:
@@ -68,6 +69,16 @@ def read_box(
         if not done:
             _query(source, box, first, last, out, config)
     return out
+
+
+def _learn(source: VoxelSource, config: ReadConfig) -> None:
+    """Read the index that a source names, once for this process."""
+    if source.index is None or not config.direct or handles().direct.knows(source.index[0]):
+        return
+    from radiodata.store.index import read_index
+
+    index = read_index(*source.index, config)
+    handles().direct.learn(source.index[0], index.shards, index.tiles)
 
 
 def _query(source: VoxelSource, box: Box, first: int, last: int, out: Voxels, config: ReadConfig) -> None:

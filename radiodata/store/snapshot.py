@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from radiodata.store import commits, layout
-from radiodata.store.context import context
+from radiodata.store.context import LARGE_ROWS, context, handles
+from radiodata.store.direct.listing import local_path
+from radiodata.store.index import Index, index_uri, read_index
 from radiodata.store.obs import OBS_ID, RUN, SUBJECT
 from radiodata.store.segments import open_state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     import tiledb
@@ -24,9 +27,7 @@ if TYPE_CHECKING:
     from radiodata.store.config import ReadConfig
     from radiodata.store.layers import Layers
     from radiodata.store.record import CollectionState, Record, TableState
-
-
-_LARGE = 10_000
+    from radiodata.store.table import Raw
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Snapshot:
         Identity of what was opened: array handles belong to it (see ``Handles.reading``).
     obs
         Table of volumes of each collection.
+    index
+        Where the index of this version is, and its size in bytes, where there is one.
     """
 
     uri: str
@@ -47,6 +50,7 @@ class Snapshot:
     obs_meta: Layers
     obs: dict[str, Layers]
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    index: tuple[str, int] | None = None
     _subject_of: dict[str, NDArray[np.intp]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -80,27 +84,42 @@ def open_snapshot(uri: str, config: ReadConfig, at: int | str | datetime | None 
     StoreError
         When it cannot be read, or has no such version.
     """
-    if not layout.check_root(uri, context(config)):
+    if local_path(uri) is not None and not layout.check_root(uri, context(config)):
         raise layout.no_cohort(uri)
-
     if at is not None:
         return _load(uri, config, commits.at(uri, at, config))
     found = commits.settled(uri, config, lambda record: _load(uri, config, record))
     if found is None:
+        layout.check_root(uri, context(config))  # says what is wrong where something is
         raise layout.no_cohort(uri)
     return found
 
 
 def _load(uri: str, config: ReadConfig, record: Record) -> Snapshot:
+    size = None if local_path(uri) is not None else commits.index_size(uri, record.version, config)
+    if size is None:
+        layout.check_root(uri, context(config))
+        return _read(uri, config, record, Index(), None)
+    where = index_uri(uri, record.version)
+    index = read_index(where, size, config)
+    handles().direct.learn(where, index.shards, index.tiles)
+    return _read(uri, config, record, index, (where, size))
+
+
+def _read(uri: str, config: ReadConfig, record: Record, index: Index, place: tuple[str, int] | None) -> Snapshot:
+    known = index.tables
     with ThreadPoolExecutor(2) as pool:
-        obs_meta = pool.submit(open_state, uri, record.obs_meta, SUBJECT, _context(record.obs_meta, config))
-        obs = {n: pool.submit(_volumes, uri, c, _context(c.obs, config)) for n, c in record.collections.items()}
-        return Snapshot(uri, config, record, obs_meta.result(), {n: job.result() for n, job in obs.items()})
+        obs_meta = pool.submit(
+            open_state, uri, record.obs_meta, SUBJECT, _context(record.obs_meta, config), None, known
+        )
+        obs = {n: pool.submit(_volumes, uri, c, _context(c.obs, config), known) for n, c in record.collections.items()}
+        tables = {n: job.result() for n, job in obs.items()}
+        return Snapshot(uri, config, record, obs_meta.result(), tables, index=place)
 
 
 def _context(table: TableState, config: ReadConfig) -> tiledb.Ctx:
-    return context(config, large=max((s.rows for s in table.segments), default=0) > _LARGE)
+    return context(config, large=max((s.rows for s in table.segments), default=0) > LARGE_ROWS)
 
 
-def _volumes(uri: str, state: CollectionState, ctx: tiledb.Ctx) -> Layers:
-    return open_state(uri, state.obs, OBS_ID, ctx, [n for n in state.obs.names if n != RUN])
+def _volumes(uri: str, state: CollectionState, ctx: tiledb.Ctx, known: Mapping[str, Raw]) -> Layers:
+    return open_state(uri, state.obs, OBS_ID, ctx, [n for n in state.obs.names if n != RUN], known)

@@ -27,7 +27,7 @@ from radiodata.store.context import patiently
 from radiodata.store.layout import filter_list
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -66,12 +66,15 @@ class Ragged:
 
 
 @dataclass(frozen=True)
-class _Buffers:
+class Buffers:
     """What TileDB gives of one column: bytes of the cells, where each begins, and which are not null."""
 
     data: NDArray[np.uint8]
     offsets: NDArray[np.uint64]
     valid: NDArray[np.uint8] | None = None
+
+    def __iter__(self) -> Iterator[NDArray[Any] | None]:
+        return iter((self.data, self.offsets, self.valid))
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Raw:
 
     ids: pd.Index[str]
     kinds: dict[str, str]
-    buffers: dict[str, _Buffers]
+    buffers: dict[str, Buffers]
 
     def take(self, name: str, rows: NDArray[np.intp]) -> Any:
         """Values of a column in some rows, as an array of pandas."""
@@ -268,7 +271,7 @@ def _read_ragged(
 
 def _query(
     array: tiledb.Array, index: str, names: list[str], ctx: tiledb.Ctx, ids: Sequence[str] | None = None
-) -> dict[str, _Buffers]:
+) -> dict[str, Buffers]:
     """Buffers of every row, or of the rows of some ids, as TileDB fills them.
 
     ``array[:]`` makes a Python object of each cell, and ``array.query`` TileDB's global context, which a forked child
@@ -281,7 +284,7 @@ def _query(
         subarray.add_dim_range(0, (stored, stored))
     query.set_subarray(subarray)
     query.submit()
-    found = {name: _Buffers(*buffers) for name, buffers in query.results().items()}
+    found = {name: Buffers(*buffers) for name, buffers in query.results().items()}
     return {**found, index: found[_ID]} if key else found
 
 
@@ -301,7 +304,7 @@ def _stored_id(text: str, key: bytes) -> bytes:
     return quote(text, safe=_PLAIN).encode()
 
 
-def _ids(raw: _Buffers, index: str, *, encoded: bool) -> pd.Index[str]:
+def _ids(raw: Buffers, index: str, *, encoded: bool) -> pd.Index[str]:
     texts = [unquote(t) if encoded and "%" in t else t for t in _texts(raw)]
     return pd.Index(texts, name=index, dtype="str" if _STR_DEFAULT else object)
 
@@ -318,7 +321,7 @@ def _kind_of(attr: tiledb.Attr) -> str:
     return f"{plain}s" if attr.isvar and plain in ("int", "float") else plain
 
 
-def _decode(raw: _Buffers, kind: str, order: NDArray[np.int64]) -> Any:
+def _decode(raw: Buffers, kind: str, order: NDArray[np.int64]) -> Any:
     if kind in _LISTS:
         return _decode_lists(raw, kind)[order]
     null = raw.valid is not None and len(raw.valid) > 0
@@ -337,14 +340,14 @@ def _decode(raw: _Buffers, kind: str, order: NDArray[np.int64]) -> Any:
     return pd.arrays.IntegerArray(data.astype(np.int64), mask)
 
 
-def _decode_lists(raw: _Buffers, kind: str) -> NDArray[Any]:
+def _decode_lists(raw: Buffers, kind: str) -> NDArray[Any]:
     if kind == "bytes":
         whole, at = raw.data.tobytes(), _bounds(raw, 1)
         return _objects([whole[a:b] for a, b in pairwise(at.tolist())])
     return _objects(_ragged(raw, _DTYPES[kind]).rows())
 
 
-def _texts(raw: _Buffers) -> list[str]:
+def _texts(raw: Buffers) -> list[str]:
     """Strings of a buffer; where all is ASCII, bytes and characters are counted alike, and it is decoded at once."""
     whole, at = raw.data.tobytes(), _bounds(raw, 1).tolist()
     if whole.isascii():
@@ -353,11 +356,11 @@ def _texts(raw: _Buffers) -> list[str]:
     return [whole[a:b].decode() for a, b in pairwise(at)]
 
 
-def _ragged(raw: _Buffers, dtype: np.dtype[Any]) -> Ragged:
+def _ragged(raw: Buffers, dtype: np.dtype[Any]) -> Ragged:
     return Ragged(raw.data.view(dtype), _bounds(raw, dtype.itemsize))
 
 
-def _bounds(raw: _Buffers, width: int) -> NDArray[np.int64]:
+def _bounds(raw: Buffers, width: int) -> NDArray[np.int64]:
     """Where each row begins and the last one ends, counted in values of `width` bytes."""
     return np.append(raw.offsets, raw.data.nbytes).astype(np.int64) // width
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import tiledb
 
 from radiodata.store import commits
-from radiodata.store.context import context
+from radiodata.store.context import LARGE_ROWS, context
+from radiodata.store.direct.listing import local_path
+from radiodata.store.index import raw_of, write_index
 from radiodata.store.layout import join
 from radiodata.store.lock import writer_lock
 from radiodata.store.record import Record
 from radiodata.store.runs import begin_run, clean_abandoned, clean_all, clean_run, end_run
-from radiodata.store.segments import write_segment
+from radiodata.store.segments import stored_rows, write_segment
 from radiodata.store.table import read_table
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from radiodata.store.config import ReadConfig
     from radiodata.store.draft import Draft
     from radiodata.store.record import Segment, SegmentKind, TableState
+    from radiodata.store.table import Raw
 
 T = TypeVar("T")
 
@@ -63,6 +66,8 @@ class Writer:
         clean_abandoned(uri, config)
         self.run = begin_run(uri, self.ctx)
         self._ids: dict[str, frozenset[str]] = {}
+        self._raws: dict[str, Raw] = {}
+        self._last: Record | None = None
         self._written = 0
 
     @property
@@ -79,6 +84,8 @@ class Writer:
         try:
             if kind is not None or self.clean:
                 clean_run(self.uri, self.run, self.config)
+            if kind is None and self._last is not None and local_path(self.uri) is None:
+                write_index(self.uri, self._last, self._raws, self.config)
         finally:
             end_run(self.uri, self.run, self.ctx)
 
@@ -110,6 +117,7 @@ class Writer:
                 raise
             held = record.segments()
             self._discard(segment for segment in draft.segments if segment.path not in held)  # merged into others
+            self._last = record
         return record
 
     def segment(
@@ -118,8 +126,11 @@ class Writer:
         """Write a segment of a table; `table` is its folder below the cohort's URI."""
         self._written += 1
         path = join(table, f"{self.run}-{self._written:06d}")
-        segment = write_segment(self.uri, path, index, frame, columns, self.ctx, kind)
+        ctx = context(self.config, large=len(frame) > LARGE_ROWS)
+        segment = write_segment(self.uri, path, index, frame, columns, ctx, kind)
         self._ids[path] = frozenset(str(i) for i in frame.index)
+        if local_path(self.uri) is None:
+            self._raws[path] = raw_of(index, *stored_rows(frame, columns, kind))
         return segment
 
     def present(self, table: TableState, index: str, ids: Iterable[str]) -> set[str]:

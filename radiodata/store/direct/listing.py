@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tiledb
@@ -12,7 +11,7 @@ from radiodata.store.direct.refusal import Damaged, Refused, need
 from radiodata.store.direct.schema import layout_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from radiodata.store.direct.schema import Layout
 
@@ -55,8 +54,13 @@ def local_path(uri: str) -> str | None:
     return uri.removeprefix("file://") if uri.startswith("file:///") else None
 
 
-def list_shard(uri: str, ctx: tiledb.Ctx) -> Shard:
+def list_shard(uri: str, ctx: tiledb.Ctx, names: Callable[[str], Sequence[str]]) -> Shard:
     """List a packed shard: commits, deletes and vacuumed fragments are TileDB's to judge.
+
+    Parameters
+    ----------
+    names
+        Gives the names in a folder.
 
     Raises
     ------
@@ -64,11 +68,12 @@ def list_shard(uri: str, ctx: tiledb.Ctx) -> Shard:
         When the direct path cannot read it.
     """
     path = local_path(uri)
-    need(path is not None, "it is not on a local disk")
     try:
         layout = layout_of(tiledb.ArraySchema.load(uri, ctx=ctx))
         found = tiledb.array_fragments(uri, ctx=ctx)
-        schemas = [p.name for p in Path(str(path), "__schema").iterdir() if p.is_file()]
+        # a folder of enumerations may be beside them
+        schemas = [n for n in names(f"{uri if path is None else path}/__schema") if n.startswith("__") and "/" not in n]
+        schemas = [n for n in schemas if n != "__enumerations"]
         need(len(schemas) == 1, "its schema was changed")
         return Shard(layout, schemas[0], _by_slot(found.uri, found.nonempty_domain))
     except Refused:
@@ -84,5 +89,5 @@ def _by_slot(uris: Sequence[str], domains: Sequence[Any]) -> dict[int, str | Non
     for uri, domain in zip(uris, domains, strict=True):
         first, last = (int(n) for n in domain[0])
         for slot in range(first, last + 1):
-            fragments[slot] = local_path(uri) if first == last and slot not in fragments else None
+            fragments[slot] = (local_path(uri) or uri) if first == last and slot not in fragments else None
     return fragments

@@ -85,11 +85,22 @@ def parse(
         offsets = _parse(raw, folder, [(slot, slot), *((0, n - 1) for n in shape)], schema_name)
     except (struct.error, zlib.error, ValueError, IndexError, OverflowError) as error:
         raise Refused(f"its metadata is damaged or of another format: {error}") from error
-    tiles = shape[0] * int(np.prod(grid_of(shape, layout)))
-    need(len(offsets) == tiles + 1, f"its metadata tells of {len(offsets) - 1} tiles, not {tiles}")
     need(offsets[0] == 0 and bool((offsets[1:] > offsets[:-1]).all()), "the tile offsets do not grow")
     small = offsets.astype(np.uint32 if offsets[-1] < 1 << 32 else np.uint64)
-    return Fragment(f"{folder}/a0.tdb", layout, shape, small)
+    return fragment_of(folder, layout, shape, small)
+
+
+def fragment_of(folder: str, layout: Layout, shape: tuple[int, int, int, int], offsets: NDArray[Any]) -> Fragment:
+    """Fragment in `folder` of which it is known where its tiles begin.
+
+    Raises
+    ------
+    Refused
+        When there are not as many as a volume of `shape` has.
+    """
+    tiles = shape[0] * int(np.prod(grid_of(shape, layout)))
+    need(len(offsets) == tiles + 1, f"its metadata tells of {len(offsets) - 1} tiles, not {tiles}")
+    return Fragment(f"{folder}/a0.tdb", layout, shape, offsets)
 
 
 def _parse(raw: bytes, folder: str, domain: list[tuple[int, int]], schema_name: str) -> NDArray[np.uint64]:

@@ -9,26 +9,30 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from radiodata.store.direct import compiled, plain
 from radiodata.store.direct.files import DataFile, Recent
-from radiodata.store.direct.listing import Shard, list_shard
-from radiodata.store.direct.metadata import Fragment, parse
+from radiodata.store.direct.listing import Shard, list_shard, local_path
+from radiodata.store.direct.metadata import Fragment, fragment_of, parse
 from radiodata.store.direct.meter import Meter
 from radiodata.store.direct.plan import pieces_of, shared_out, spans_of
 from radiodata.store.direct.refusal import Corrupt, Damaged, Refused, need
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import tiledb
+    from numpy.typing import NDArray
 
     from radiodata._typing import Box, Voxels
     from radiodata.store.config import ReadConfig
+    from radiodata.store.direct.plan import Piece, Spans
     from radiodata.store.obs import VoxelSource
+    from radiodata.store.remote.client import Remote
 
 T = TypeVar("T")
+_METADATA = "__fragment_metadata.tdb"
 FILES = 128
 FRAGMENT_BYTES = 32 << 20
 THREAD_BYTES = 1 << 19  # less is not worth a thread
@@ -40,13 +44,21 @@ _told: set[str] = set()
 
 
 class Direct:
-    """Shards listed, fragments parsed and files opened by this process, shared by its threads."""
+    """Shards listed, fragments parsed and files opened by this process, shared by its threads.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    remote
+        Fetches what is not on a local disk.
+    """
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
         self._lock = threading.Lock()
         self._shards: dict[tuple[str, str], Shard | Refused] = {}
         self._fragments: Recent[Fragment | Refused] = Recent(FRAGMENT_BYTES)
         self._files: Recent[DataFile] = Recent(FILES)
+        self._indexes: dict[str, tuple[Mapping[str, Shard], Mapping[str, NDArray[Any]]]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def read(
@@ -78,15 +90,25 @@ class Direct:
         try:
             need(_ABLE, "this machine is not little-endian, or has no preadv")
             fragment = self._fragment(source, config, context)
-            file = self._files.get((source.token, fragment.data), lambda: (DataFile(fragment.data, fragment.size), 1))
-            file.check()
-            self._decode(file, fragment, box, channels, out, config, meter or Meter())
+            spans = spans_of(box)
+            pieces = pieces_of(fragment, spans, channels)
+            file = self._file(source, fragment, pieces, config)
+            self._decode(file, fragment, spans, pieces, out, config, meter or Meter())
         except Corrupt:
             raise
         except Refused as why:
             _tell(source, why)
             return False
         return True
+
+    def learn(self, index: str, shards: Mapping[str, Shard], tiles: Mapping[str, NDArray[Any]]) -> None:
+        """Take from an index what shards there are, by their URI, and where the tiles of fragments begin."""
+        with self._lock:
+            self._indexes[index] = (shards, tiles)
+
+    def knows(self, index: str) -> bool:
+        """Whether an index was learnt."""
+        return index in self._indexes
 
     def forget(self, token: str) -> None:
         """Let go of what was opened for one cohort snapshot."""
@@ -96,12 +118,39 @@ class Direct:
             kept.forget(lambda key: key[0] == token)  # type: ignore[index]
 
     def _shard(self, source: VoxelSource, config: ReadConfig, context: Callable[[ReadConfig], tiledb.Ctx]) -> Shard:
+        shards, _ = self._indexes.get(source.index[0] if source.index else "", ({}, {}))
+        if source.uri in shards:
+            return shards[source.uri]
         key = (source.uri, source.token)
         if key not in self._shards:
             with self._lock:  # listing holds the GIL anyway
                 if key not in self._shards:
-                    self._shards[key] = _kept(lambda: list_shard(source.uri, context(config)))
+                    self._shards[key] = _kept(lambda: self.listed(source.uri, config, context))
         return _given(self._shards[key])
+
+    def listed(self, uri: str, config: ReadConfig, context: Callable[[ReadConfig], tiledb.Ctx]) -> Shard:
+        """List a shard, as TileDB sees it now; raises as ``list_shard`` does."""
+        if local_path(uri) is not None:
+            return list_shard(uri, context(config), os.listdir)
+        fetcher = self.remote.fetcher(config)
+        return list_shard(uri, context(config), lambda folder: list(fetcher.names(folder)))
+
+    def offsets(
+        self, uri: str, shard: Shard, shapes: Mapping[int, tuple[int, int, int, int]], config: ReadConfig
+    ) -> dict[str, NDArray[Any]]:
+        """Where the tiles of volumes of a remote shard lie, by the URI of their fragment; `shapes` by slot."""
+        sizes = self.remote.fetcher(config).names(f"{uri}/__fragments")
+
+        def of(slot: int) -> tuple[str, NDArray[Any]] | None:
+            with suppress(Refused):
+                folder = shard.fragment(slot)
+                size = sizes[f"{folder.rsplit('/', 1)[-1]}/{_METADATA}"]
+                raw = self.remote.fetcher(config).whole(f"{folder}/{_METADATA}", size)
+                return folder, parse(raw, folder, slot, shapes[slot], shard.schema_name, shard.layout).offsets
+            return None
+
+        with ThreadPoolExecutor(MOST_THREADS) as pool:
+            return dict(found for found in pool.map(of, shapes) if found is not None)
 
     def _fragment(
         self, source: VoxelSource, config: ReadConfig, context: Callable[[ReadConfig], tiledb.Ctx]
@@ -110,25 +159,35 @@ class Direct:
         need(shard.layout.dtype == source.dtype, "its dtype is not that of the row of obs")
         folder = shard.fragment(source.slot)
 
+        _, tiles = self._indexes.get(source.index[0] if source.index else "", ({}, {}))
+        if folder in tiles:
+            return fragment_of(folder, shard.layout, source.shape, tiles[folder])
+
         def load() -> tuple[Fragment | Refused, int]:
-            raw = _metadata(folder)
+            raw = self._metadata(folder, config)
             made = _kept(lambda: parse(raw, folder, source.slot, source.shape, shard.schema_name, shard.layout))
             return made, 500 + (made.offsets.nbytes if isinstance(made, Fragment) else 0)
 
         return _given(self._fragments.get((source.token, folder, source.shape), load))
 
+    def _file(self, source: VoxelSource, fragment: Fragment, pieces: list[Piece], config: ReadConfig) -> DataFile:
+        """A file of this machine that holds the tiles of pieces: the fragment's own, or what was fetched of it."""
+        if local_path(source.uri) is None:
+            return self.remote.hold(fragment, pieces, config)
+        file = self._files.get((source.token, fragment.data), lambda: (DataFile(fragment.data, fragment.size), 1))
+        file.check()
+        return file
+
     def _decode(
         self,
         file: DataFile,
         fragment: Fragment,
-        box: Box,
-        channels: tuple[int, int],
+        spans: Spans,
+        pieces: list[Piece],
         out: Voxels,
         config: ReadConfig,
         meter: Meter,
     ) -> None:
-        spans = spans_of(box)
-        pieces = pieces_of(fragment, spans, channels)
         threads = max(1, min(config.threads, MOST_THREADS, len(pieces), out.nbytes // THREAD_BYTES))
         work = shared_out(pieces, threads)
         read = compiled.reader(fragment) if config.compiled else None
@@ -159,10 +218,16 @@ class Direct:
                 )
             return self._pool
 
+    def _metadata(self, folder: str, config: ReadConfig) -> bytes:
+        if local_path(folder) is None:
+            fetcher = self.remote.fetcher(config)
+            return fetcher.whole(f"{folder}/{_METADATA}", fetcher.names(folder)[_METADATA])
+        return _read_metadata(folder)
 
-def _metadata(folder: str) -> bytes:
+
+def _read_metadata(folder: str) -> bytes:
     try:
-        with open(f"{folder}/__fragment_metadata.tdb", "rb") as stream:  # noqa: PTH123  pathlib takes as long as the read
+        with open(f"{folder}/{_METADATA}", "rb") as stream:  # noqa: PTH123  pathlib takes as long as the read
             return stream.read()
     except OSError as error:
         raise Damaged(f"its metadata cannot be read: {error}") from error
