@@ -211,3 +211,5 @@ def forget(uri: str, gone: list[int], config: ReadConfig) -> None:
     vfs = tiledb.VFS(ctx=context(config))
     for version in gone:
         vfs.remove_file(join(uri, COMMITS, f"{version:012d}.json"))
+        if local_path(uri) is None and vfs.is_file(index := join(uri, COMMITS, f"{version:012d}.index")):
+            vfs.remove_file(index)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -138,7 +139,7 @@ class StoreConfig(Settings):
         return tile_extents(self.tiling)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReadConfig(Settings):
     """How a process reads and writes; from Python, the section ``read`` of a YAML file, or ``RADIODATA_READ_*``.
 
@@ -242,9 +243,15 @@ class ReadConfig(Settings):
             "sm.io_concurrency_level": str(self.threads),
             **({} if self.memory is None else {"sm.mem.total_budget": str(self.memory << 20)}),
             **({} if self.read_ahead is None else {"vfs.read_ahead_cache_size": str(self.read_ahead << 20)}),
+            **s3_endpoint(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")),
             **self.tiledb,
             **self.encryption(),
         }
+
+    def __repr__(self) -> str:
+        """As it was made, but for what opens a store."""
+        shown = {**{f.name: getattr(self, f.name) for f in fields(self)}, "tiledb": without_secrets(self.tiledb)}
+        return f"ReadConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def encryption(self) -> dict[str, str]:
         """What TileDB must be told to open encrypted arrays; empty where they are not.
@@ -257,6 +264,31 @@ class ReadConfig(Settings):
         if self.encryption_key is None:
             return {}
         return {"sm.encryption_type": "AES_256_GCM", "sm.encryption_key": array_key(self.encryption_key)}
+
+
+def s3_endpoint(url: str | None) -> dict[str, str]:
+    """TileDB's settings for a server that speaks S3, as ``AWS_ENDPOINT_URL`` names it; empty where none is named."""
+    if not url:
+        return {}
+    scheme, _, host = url.rpartition("://")
+    settings = {"vfs.s3.endpoint_override": host.rstrip("/"), "vfs.s3.scheme": scheme or "https"}
+    return settings if ".amazonaws.com" in host else {**settings, "vfs.s3.use_virtual_addressing": "false"}
+
+
+def without_secrets(tiledb: Mapping[str, str]) -> dict[str, str]:
+    """TileDB's settings as they may be shown."""
+    return {
+        key: "***" if value and any(word in key for word in _SECRET) else without_login(value)
+        for key, value in tiledb.items()
+    }
+
+
+def without_login(url: str) -> str:
+    """Drop user, password and signature of an address."""
+    return re.sub(r"\?.*", "", re.sub(r"//[^/@]*@", "//", url))
+
+
+_SECRET = ("secret", "password", "token", "account_key", "access_key", "encryption_key", "service_account")
 
 
 @lru_cache(maxsize=1)

@@ -30,6 +30,12 @@ _WHOLE = {
     "vfs.s3.use_multipart_upload": "false",
     "vfs.s3.multipart_part_size": str(1 << 26),
     "vfs.s3.max_parallel_ops": "2",
+    "vfs.azure.use_block_list_upload": "false",
+    "vfs.azure.block_list_block_size": str(1 << 26),
+    "vfs.azure.max_parallel_ops": "2",
+    "vfs.gcs.use_multi_part_upload": "false",
+    "vfs.gcs.multi_part_size": str(1 << 26),
+    "vfs.gcs.max_parallel_ops": "2",
 }
 LARGE_BYTES = 1 << 26
 LARGE_ROWS = 10_000

@@ -84,10 +84,16 @@ class Writer:
         try:
             if kind is not None or self.clean:
                 clean_run(self.uri, self.run, self.config)
-            if kind is None and self._last is not None and local_path(self.uri) is None:
-                write_index(self.uri, self._last, self._raws, self.config)
+            if kind is None and self._last is not None:
+                self.index(self._last)
         finally:
             end_run(self.uri, self.run, self.ctx)
+
+    def index(self, record: Record) -> None:
+        """Leave the index of a version, where it is on an object store."""
+        if local_path(self.uri) is None:
+            write_index(self.uri, record, self._raws, self.config)
+        self._last = None
 
     def commit(self, what: str, change: Callable[[Draft], None]) -> Record:
         """Change the cohort: `change` is given its latest version, checks it, and says what becomes of it.
@@ -193,7 +199,8 @@ def optimize(uri: str, config: ReadConfig) -> Record:
             held = [commits.read(uri, version, config) for version in commits.versions(uri, config)]
             forget(uri, held[:-1], held[-1:], config)
             clean_all(uri, config)
-            return held[-1]
+        writer.index(held[-1])
+    return held[-1]
 
 
 def prune(writer: Writer) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import tiledb
 
+from radiodata.store.config import without_login
 from radiodata.store.direct.files import Recent
 from radiodata.store.remote.cache import CachedFile, TileCache
 from radiodata.store.remote.fetch import Fetcher
@@ -106,7 +106,7 @@ def _connected(config: ReadConfig) -> Vfs:
 
 def prepare(config: ReadConfig) -> None:
     """Say to the AWS SDK what servers other than AWS's need, before its first use: they refuse checksummed bodies."""
-    if config.tiledb.get("vfs.s3.endpoint_override") or os.environ.get("AWS_ENDPOINT_URL"):
+    if config.to_tiledb().get("vfs.s3.endpoint_override"):
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
@@ -114,12 +114,11 @@ def prepare(config: ReadConfig) -> None:
 def place(uri: str, config: ReadConfig) -> str:
     """Name an object in words: key, bucket or container, and the endpoint that is asked for it."""
     parts = urlsplit(uri)
-    key, told = parts.path.lstrip("/"), config.tiledb
+    key, told = parts.path.lstrip("/"), config.to_tiledb()
     names = {
         "s3": ("bucket", told.get("vfs.s3.endpoint_override") or f"AWS, region {told.get('vfs.s3.region', 'default')}"),
         "azure": ("container", told.get("vfs.azure.blob_endpoint") or told.get("vfs.azure.storage_account_name", "")),
         "gcs": ("bucket", told.get("vfs.gcs.endpoint") or "Google Cloud Storage"),
     }
     what, endpoint = names.get(parts.scheme, ("host", parts.scheme))
-    endpoint = re.sub(r"\?.*", "", re.sub(r"//[^/@]*@", "//", str(endpoint)))  # no token, no password
-    return f"{key!r} of {what} {parts.netloc!r} at {endpoint or 'the default endpoint'}"
+    return f"{key!r} of {what} {parts.netloc!r} at {without_login(str(endpoint)) or 'the default endpoint'}"

@@ -8,13 +8,14 @@ from collections import deque
 
 LEAST, FIRST = 4, 12
 _WINDOW = 0.25
+_REST = 8
 
 
 class Depth:
     """Finds the depth at which a store gives all it can, by trying: latency times throughput, without knowing either.
 
-    While requests wait for their turn, it looks at the bytes of each quarter of a second. Where a deeper queue gave a
-    tenth more, it goes deeper still; where it did not, it goes back, and tries again a while later.
+    While requests wait for their turn, it looks at the bytes of each quarter of a second. Now and then it tries a deeper
+    queue, and stays there where that gave more; or one less deep, and stays where that gave as much.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class Depth:
         self.most, self.limit = most, min(FIRST, most)
         self._lock = threading.Lock()
         self._begun, self._bytes, self._full = self._now(), 0, False
-        self._best, self._rest = 0.0, 0
+        self._rate, self._before, self._up, self._rest = 0.0, 0, True, 1
         self._latencies: deque[float] = deque(maxlen=64)
         self._sizes: deque[int] = deque(maxlen=64)
 
@@ -55,15 +56,17 @@ class Depth:
                 self._begun, self._bytes, self._full = self._now(), 0, False
 
     def _adapt(self, rate: float) -> None:
-        if self._rest:
+        if not self._before:  # not trying: this is what the present depth gives
+            self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
             self._rest -= 1
-            self._best = 0.9 * self._best + 0.1 * rate
-        elif rate > 1.1 * self._best:
-            self._best = rate
-            self.limit = min(self.most, self.limit + max(2, self.limit // 2))
+            if self._rest <= 0:
+                self._before = self.limit
+                self.limit = min(self.most, self.limit * 3 // 2) if self._up else max(LEAST, self.limit * 2 // 3)
+        elif rate > (1.05 if self._up else 0.97) * self._rate:
+            self._rate, self._before, self._rest = rate, 0, 1
         else:
-            self.limit = max(LEAST, int(self.limit / 1.25))
-            self._best, self._rest = rate, 8
+            self.limit, self._before, self._rest = self._before, 0, _REST
+            self._up = not self._up
 
     def gap(self) -> int:
         """Bytes worth reading in vain rather than asking twice, 0 while nothing is known.
@@ -74,5 +77,5 @@ class Depth:
         with self._lock:
             if len(self._latencies) < 8:
                 return 0
-            rate = max(self._best, sum(self._sizes) / max(sum(self._latencies), 1e-9))
+            rate = max(self._rate, sum(self._sizes) / max(sum(self._latencies), 1e-9))
             return int(min(rate * min(self._latencies) / self.limit, 1 << 20))

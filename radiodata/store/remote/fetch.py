@@ -170,7 +170,7 @@ class Fetcher:
                 why = self._looked_at(want, out, n) or why
                 if want.denials > _DENIALS:
                     raise self._unreachable(uri, time.monotonic() - begun, why)
-                if want.failures and not want.denials:
+                if want.again is not None:
                     self._refuse_missing(uri, want)
         return [out[n] for n in range(len(wants))]
 
@@ -217,11 +217,12 @@ class Fetcher:
 
     def _refuse_missing(self, uri: str, want: _Want) -> None:
         """An object that cannot be opened may be missing, or its store be down: the folder that it is in tells."""
-        if want.failures in (1, 6):
+        if want.failures in (1, 3, 6):
             folder, _, name = uri.rpartition("/")
             try:
                 missing = name not in self._vfs.list(folder)
-            except RemoteError:
+            except RemoteError as error:
+                want.denials += self._renew(str(error))
                 return
             if missing:
                 raise MissingError(f"{uri} is not there")
