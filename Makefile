@@ -12,10 +12,12 @@ DATA ?= ct_isotropic
 ARGS ?=
 JOBS ?= 2
 
+AZURITE = .venv/npm/.installed
+
 OLD = .venv/pandas2-$(notdir $(VENV))
 OLD_TESTS = store_table expression views mutation format export
 
-.PHONY: train test quick proof pandas2 lint types tests docs wheel clean
+.PHONY: train test quick proof azurite pandas2 lint types tests docs wheel clean
 
 # idle OpenMP threads sleep rather than spin: on two busy cores a step costs half the CPU time
 train: export OMP_WAIT_POLICY ?= passive
@@ -31,14 +33,16 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy radiodata
 
-tests: $(INSTALLED)
+tests: $(INSTALLED) $(AZURITE)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-quick: $(INSTALLED)
+quick: $(INSTALLED) $(AZURITE)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
-proof: $(INSTALLED)
+proof: $(INSTALLED) $(AZURITE)
 	RADIODATA_PROOF=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+azurite: $(AZURITE)
 
 pandas2: $(OLD)/.installed
 	$(OLD)/bin/python -m pytest -m "not slow" $(OLD_TESTS:%=tests/test_%.py) $(ARGS)
@@ -60,6 +64,13 @@ $(OLD)/.installed: pyproject.toml constraints.txt
 	grep -v '^pandas' constraints.txt > $(OLD)/constraints.txt
 	$(OLD)/bin/python -m pip install --quiet --constraint $(OLD)/constraints.txt --editable ".[anndata,arrow,encryption]" \
 		"pandas<3" pytest pytest-timeout hypothesis
+	touch $@
+
+# a server of Azure Blob Storage for tests, which are skipped without it
+$(AZURITE):
+	mkdir -p $(@D)
+	if command -v npm; then npm install --silent --no-audit --no-fund --prefix $(@D) azurite@3.35.0; \
+	else echo "no npm: tests on Azure Blob Storage are skipped"; fi
 	touch $@
 
 $(VENV)/.docs: $(INSTALLED)

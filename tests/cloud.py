@@ -38,6 +38,7 @@ class Cloud:
 
     def start(self) -> Self:
         """Start it, again on the same port where it was ended."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:
             self._process = subprocess.Popen(self.command, stdout=log, stderr=log, env={**os.environ, **self.env})
         for _ in range(600):
@@ -68,8 +69,9 @@ def rclone() -> str | None:
 
 
 def azurite() -> str | None:
-    """The program, where there is one: on the path, or where ``$RADIODATA_AZURITE`` says."""
-    return os.environ.get("RADIODATA_AZURITE") or shutil.which("azurite-blob")
+    """The program, where there is one: on the path, or where ``make azurite`` puts it."""
+    made = Path(__file__).parents[1] / ".venv" / "npm" / "node_modules" / ".bin" / "azurite-blob"
+    return str(made) if made.exists() else shutil.which("azurite-blob")
 
 
 def s3_server(folder: Path) -> Cloud:

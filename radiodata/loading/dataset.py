@@ -191,9 +191,9 @@ class PatchDataset(IterableDataset[Sample]):
             yield from self.samples(self.plan.rank_batch(self.epoch, step, rank, world))
 
     @property
-    def is_remote(self) -> bool:
-        """Whether units come from an object store."""
-        return self._reader.is_remote
+    def schemes(self) -> frozenset[str]:
+        """Of the object stores that units come from, such as ``"s3"``; empty where they come from local disks."""
+        return self._reader.schemes
 
     @property
     def sample_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import warnings
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,7 +102,8 @@ class PatchLoader:
     rank, world_size
         This process among those that train together; by default what ``torch.distributed`` says.
     multiprocessing_context
-        ``"fork"``, ``"forkserver"`` or ``"spawn"``; by default Python's.
+        ``"fork"``, ``"forkserver"`` or ``"spawn"``; by default Python's, but ``"forkserver"`` for ``"fork"`` where
+        volumes are on an object store other than S3: their libraries do not outlive a fork.
     pin_memory
         Put batches into page-locked memory, for a quicker copy to the GPU.
     collate_fn
@@ -154,7 +156,7 @@ class PatchLoader:
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not among {self.world_size} ranks")
         if read_ahead is None:
-            read_ahead = _REMOTE_AHEAD if dataset.is_remote else _AHEAD
+            read_ahead = _REMOTE_AHEAD if dataset.schemes else _AHEAD
         if read_ahead < 0:
             raise ConfigError(f"read_ahead={read_ahead}: steps, from 0")
         _warn_of_rereads(dataset, num_workers)
@@ -165,12 +167,12 @@ class PatchLoader:
             source,
             num_workers,
             prefetch,
-            (_REMOTE_THREADS if dataset.is_remote else _THREADS) if threads is None else threads,
-            multiprocessing_context,
+            (_REMOTE_THREADS if dataset.schemes else _THREADS) if threads is None else threads,
+            _start_method(multiprocessing_context, dataset.schemes),
             pin_memory,
             timeout=timeout,
             cache_bytes=dataset.cache_bytes,
-            goes_on=dataset.is_remote and not repeat_epoch,
+            goes_on=bool(dataset.schemes) and not repeat_epoch,
             stats=self._stats,
         )
         self._shape = (num_workers, prefetch, pin_memory)
@@ -267,6 +269,17 @@ class PatchLoader:
 
     def _next(self) -> int:
         return self._epoch + (not self._repeat)
+
+
+def _start_method(asked: str | None, schemes: frozenset[str]) -> str | None:
+    others = sorted(schemes - {"s3"})
+    if not others or (asked or multiprocessing.get_start_method()) != "fork":
+        return asked
+    if asked is None:
+        return "forkserver"
+    raise ConfigError(
+        f"multiprocessing_context='fork': what reads {others[0]}:// does not work in a forked process; use 'forkserver'"
+    )
 
 
 def _difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -93,10 +95,11 @@ class UnitReader:
     keys: Mapping[str, KeySource]
     config: ReadConfig
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether volumes are on an object store."""
-        return any(local_path(s[0].uri) is None for held in self.keys.values() for s in held.sources if len(s))
+    @cached_property
+    def schemes(self) -> frozenset[str]:
+        """Of the object stores that volumes are on; empty where all are on local disks."""
+        uris = [sources[0].uri for held in self.keys.values() for sources in held.sources if len(sources)]
+        return frozenset(urlsplit(uri).scheme for uri in uris if local_path(uri) is None)
 
     def read(self, unit: Unit) -> tuple[list[Crop], dict[str, float]]:
         """Crops of a unit, and what they took: totals of ``LoaderStats``."""
@@ -113,7 +116,7 @@ class UnitReader:
                 crop.voxels[key] = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held, pad)
         cut = time.perf_counter_ns() - begun - meter.wall
         seconds = {"read_seconds": meter.read / 1e9, "decode_seconds": meter.decode / 1e9, "cut_seconds": cut / 1e9}
-        requests, fetched = handles().remote.taken() if self.is_remote else (0, 0)
+        requests, fetched = handles().remote.taken() if self.schemes else (0, 0)
         counts = {"units_read": 1, "bytes_read": read, "requests": requests, "bytes_fetched": fetched}
         return crops, {**seconds, **counts}
 

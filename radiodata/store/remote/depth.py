@@ -14,8 +14,8 @@ _REST = 8
 class Depth:
     """Finds the depth at which a store gives all it can, by trying: latency times throughput, without knowing either.
 
-    While requests wait for their turn, it looks at the bytes of each quarter of a second. Now and then it tries a deeper
-    queue, and stays there where that gave more; or one less deep, and stays where that gave as much.
+    While requests wait for their turn, it looks at the bytes of each quarter of a second. Now and then it tries a
+    deeper queue, and stays there where that gave more; or one less deep, and stays where that gave as much.
 
     Parameters
     ----------

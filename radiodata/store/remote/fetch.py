@@ -28,7 +28,8 @@ Span: TypeAlias = tuple[int, int]
 _OPEN = 4096
 _DENIED = ("403", "Forbidden", "Expired", "InvalidAccessKey", "Access Denied", "AccessDenied", "AuthenticationFailed")
 _RENEW = 2.0
-_DENIALS = 4
+_DENIED_FOR = 10.0
+"""Seconds for which a store may refuse all credentials that there are."""
 
 
 class MissingError(Damaged):
@@ -52,7 +53,7 @@ class _Want:
     span: Span
     tries: list[_Try]
     failures: int = 0
-    denials: int = 0
+    denied: float | None = None
     again: float | None = None
 
 
@@ -168,7 +169,7 @@ class Fetcher:
                 time.sleep(self._nap(open_wants, now, end))
             for n, want in open_wants:
                 why = self._looked_at(want, out, n) or why
-                if want.denials > _DENIALS:
+                if want.denied is not None and time.monotonic() - want.denied > _DENIED_FOR:
                     raise self._unreachable(uri, time.monotonic() - begun, why)
                 if want.again is not None:
                     self._refuse_missing(uri, want)
@@ -210,8 +211,8 @@ class Fetcher:
         if why is None or want.again is not None or not all(one.done.done() for one in want.tries):
             return None
         want.failures += 1
-        want.denials += self._renew(why)
-        pause = min(0.05 * 2**want.failures, 2.0) if not want.denials else 0.5
+        self._note_denial(want, why)
+        pause = min(0.05 * 2**want.failures, 2.0) if want.denied is None else 0.5
         want.again = time.monotonic() + pause * random.uniform(0.5, 1.5)
         return why
 
@@ -222,10 +223,14 @@ class Fetcher:
             try:
                 missing = name not in self._vfs.list(folder)
             except RemoteError as error:
-                want.denials += self._renew(str(error))
+                self._note_denial(want, str(error))
                 return
             if missing:
                 raise MissingError(f"{uri} is not there")
+
+    def _note_denial(self, want: _Want, why: str) -> None:
+        if self._renew(why) and want.denied is None:
+            want.denied = time.monotonic()
 
     def _renew(self, why: str) -> bool:
         """Take new credentials where the old ones were refused; whether they were."""
