@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # the comma of "A (x, y),B" that ends a name
 READERS = ("RadiObject", "blosc2")  # the peers of what reads voxels
-MODULES = {name: f"benchmarks.{name}" for name in ("patch", "loader", "table", "ingest", "gpu_training")}
+MODULES = {name: f"benchmarks.{name}" for name in ("patch", "loader", "table", "ingest", "gpu_training", "s3")}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ EXTRA = {
     "step_ms": "ms/step",
     "wait_share": "waiting",
     "memory_bytes": "memory, MB",
+    "bytes_per_sample": "MB/sample",
+    "requests_per_sample": "requests/sample",
+    "bandwidth_share": "bandwidth share",
 }
 
 
@@ -99,7 +102,11 @@ def _cells(row: dict[str, Any], primary: str, extra: list[str]) -> list[str]:
 def _extra(metric: dict[str, Any] | None, name: str) -> str:
     if metric is None:
         return "-"
-    return f"{metric['median'] / 1e6:.0f}" if name == "memory_bytes" else _short(metric["median"])
+    return f"{metric['median'] / 1e6:.0f}" if name == "memory_bytes" else _short(_scaled(metric["median"], name))
+
+
+def _scaled(value: float, name: str) -> float:
+    return value / 1e6 if name == "bytes_per_sample" else value
 
 
 def _remarks(row: dict[str, Any]) -> str:

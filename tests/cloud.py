@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Cloud:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self.log.unlink(missing_ok=True)
 
 
 def rclone() -> str | None:
@@ -75,11 +77,17 @@ def azurite() -> str | None:
 
 
 def s3_server(folder: Path) -> Cloud:
-    """S3 with one bucket, ``BUCKET``."""
-    data, port = folder / "data", free_port()
-    (data / BUCKET).mkdir(parents=True, exist_ok=True)
+    """S3 with one bucket, ``BUCKET``, in a folder of `folder`."""
+    (folder / "data" / BUCKET).mkdir(parents=True, exist_ok=True)
+    return served(folder / "data")
+
+
+def served(data: Path) -> Cloud:
+    """S3 whose buckets are the folders of `data`."""
+    port = free_port()
     command = [rclone() or "rclone", "serve", "s3", "--config", os.devnull, "--addr", f"127.0.0.1:{port}"]
-    return Cloud([*command, "--auth-key", f"{KEY},{SECRET}", str(data)], port, folder / "rclone.log", {})
+    log = Path(tempfile.gettempdir(), f"radiodata-rclone-{port}.log")
+    return Cloud([*command, "--auth-key", f"{KEY},{SECRET}", str(data)], port, log, {})
 
 
 def azure_server(folder: Path) -> Cloud:

@@ -137,6 +137,8 @@ class Server:
         self, request: Request, head: bytes, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         request.status, fields = int(head.split(b" ", 2)[1]), _fields(head)
+        if request.span and "content-range" in fields and request.status == 200:
+            head = head.replace(b" 200 OK", b" 206 Partial Content", 1)  # rclone says 200, which some clients refuse
         writer.write(head)
         if request.method != "HEAD" and request.status not in (204, 304):
             if request.fault == "cut" and int(fields.get("content-length", 0)) > 1:
