@@ -267,7 +267,8 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.kill()  # a forked child may hold its stdin open
+        self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
 

@@ -9,6 +9,8 @@ from collections import deque
 LEAST, FIRST = 4, 12
 _WINDOW = 0.25
 _REST = 8
+_REQUEST = 0.001
+"""Seconds of processor time that a request costs: 0.6 here, and as much at a server (measured)."""
 
 
 class Depth:
@@ -71,11 +73,12 @@ class Depth:
     def gap(self) -> int:
         """Bytes worth reading in vain rather than asking twice, 0 while nothing is known.
 
-        One more request takes its share of a round trip, latency / depth; bytes in vain take their time of the
-        bandwidth. With the pipe full, depth x size = bandwidth x latency: they cost the same at one request's size.
+        One more request takes its share of a round trip, latency / depth, or else some processor time of both sides;
+        bytes in vain take their time of the bandwidth. With the pipe full, depth x size = bandwidth x latency: they
+        cost the same at one request's size.
         """
         with self._lock:
             if len(self._latencies) < 8:
                 return 0
             rate = max(self._rate, sum(self._sizes) / max(sum(self._latencies), 1e-9))
-            return int(min(rate * min(self._latencies) / self.limit, 1 << 20))
+            return int(min(rate * max(min(self._latencies) / self.limit, _REQUEST), 1 << 20))
