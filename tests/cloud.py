@@ -30,12 +30,13 @@ def free_port() -> int:
 
 @dataclass
 class Cloud:
-    """A server of objects; ends with its ``with``."""
+    """A server of objects, which it keeps in the folder `data`; ends with its ``with``."""
 
     command: list[str]
     port: int
     log: Path
     env: dict[str, str]
+    data: Path
 
     def start(self) -> Self:
         """Start it, again on the same port where it was ended."""
@@ -87,7 +88,7 @@ def served(data: Path) -> Cloud:
     port = free_port()
     command = [rclone() or "rclone", "serve", "s3", "--config", os.devnull, "--addr", f"127.0.0.1:{port}"]
     log = Path(tempfile.gettempdir(), f"radiodata-rclone-{port}.log")
-    return Cloud([*command, "--auth-key", f"{KEY},{SECRET}", str(data)], port, log, {})
+    return Cloud([*command, "--auth-key", f"{KEY},{SECRET}", str(data)], port, log, {}, data)
 
 
 def azure_server(folder: Path) -> Cloud:
@@ -95,7 +96,8 @@ def azure_server(folder: Path) -> Cloud:
     port = free_port()
     command = [azurite() or "azurite-blob", "--silent", "--location", str(folder / "azure"), "--skipApiVersionCheck"]
     command += ["--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
-    return Cloud(command, port, folder / "azurite.log", {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{ACCOUNT_KEY}"})
+    accounts = {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{ACCOUNT_KEY}"}
+    return Cloud(command, port, folder / "azurite.log", accounts, folder / "azure")
 
 
 def s3_config(port: int, tiledb: dict[str, str] | None = None, **changes: Any) -> ReadConfig:

@@ -17,12 +17,11 @@ import cloud
 import numpy as np
 import pytest
 import tiledb
-import torch
 from cloud_proxy import FAULTS, Proxy, Request, rounds
 from effort import tries
 from small import small_cohort, write_subject
 
-from radiodata.errors import CohortNotFoundError, ConfigError, TileReadError, UnreachableError
+from radiodata.errors import CohortNotFoundError, ConfigError, EncryptionError, TileReadError, UnreachableError
 from radiodata.ingest import ingest_niftis
 from radiodata.loading import PatchDataset, PatchLoader
 from radiodata.sampling import Foreground
@@ -497,4 +496,17 @@ def test_no_secret_is_told(s3: Place) -> None:
         s3.cohort(deadline=2)
     shown.append(str(down.value) + repr(down.value))
     assert not [text for text in shown for secret in secrets if secret in text]
-    assert torch.tensor(0) == 0
+
+
+def test_an_encrypted_cohort_is_sealed_there_too(s3: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COHORT_KEY", "5a" * 32)
+    write_subject(tmp_path, 0, (20, 18, 16))
+    uri, config = f"s3://{BUCKET}/sealed", s3.config(encryption_key="env:COHORT_KEY")
+    ingest_niftis(uri, {"CT": tmp_path / "CT"}, config=StoreConfig(tiling=16), read=config)
+    cohort = Cohort(uri, config=config)
+    assert next(iter(cohort.CT)).source.index is not None
+    assert not verify(cohort).problems
+    with pytest.raises(EncryptionError, match="is encrypted"):
+        Cohort(uri, config=s3.config())
+    raw = b"".join(p.read_bytes() for p in (s3.server.data / BUCKET / "sealed").rglob("*") if p.is_file())
+    assert b"sub-00" not in raw
