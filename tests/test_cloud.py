@@ -327,16 +327,17 @@ def test_faults_of_everything_that_is_asked_for(s3: Place, expected: list[str]) 
     assert stream(cohort, 2) == expected
 
 
+@pytest.mark.parametrize("match", ["", r"GET .*a0\.tdb"], ids=["all", "tiles"])
 @pytest.mark.parametrize("fault", ["503", "reset", "stall"])
 def test_a_store_that_stays_down_ends_the_run_in_time_and_it_goes_on_later(
-    s3: Place, expected: list[str], fault: str
+    s3: Place, expected: list[str], fault: str, match: str
 ) -> None:
     cohort = s3.cohort(deadline=4)
     with closing(loader_of(cohort, read_ahead=1)) as loader:
         batches = iter(loader)
         got = [digest(next(batches)) for _ in range(3)]
         state = loader.state_dict()
-        s3.proxy.set(faults={fault: 1.0}, match=r"GET .*a0\.tdb", stall=60.0)
+        s3.proxy.set(faults={fault: 1.0}, match=match, stall=60.0)
         begun = time.monotonic()
         with pytest.raises(UnreachableError) as down:
             got += [digest(batch) for batch in (*batches, *loader)]

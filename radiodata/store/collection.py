@@ -10,7 +10,7 @@ import pandas as pd
 
 from radiodata.errors import ObsNotFoundError, StoreError
 from radiodata.store import layout
-from radiodata.store.context import context
+from radiodata.store.context import bounded, context
 from radiodata.store.obs import (
     IMAGE_TILES,
     LABEL_TILES,
@@ -213,7 +213,8 @@ class VolumeCollection(View[Volume]):
 
         A cohort of 100,000 label volumes has tens of millions of label points: nothing is made for a volume.
         """
-        ids, columns = read_ragged(layout.join(self.uri, "tiles"), TILES_INDEX, context(self.config), names)
+        where = layout.join(self.uri, "tiles")
+        ids, columns = bounded(where, self.config, lambda: read_ragged(where, TILES_INDEX, context(self.config), names))
         at = ids.get_indexer(pd.Index(self._keys()))
         self._refuse_lost(at)
         return {name: column.take(np.asarray(at, np.int64)) for name, column in columns.items()}
@@ -246,12 +247,12 @@ class VolumeCollection(View[Volume]):
 
     def _extras(self, names: list[str]) -> pd.DataFrame:
         keys = self._keys()
-        some = keys if len(keys) <= _FEW else None
-        found = (
-            read_table(layout.join(self.uri, "tiles"), TILES_INDEX, context(self.config), names, ids=some)
-            if keys
-            else pd.DataFrame(columns=names)
-        )
+        some, where = keys if len(keys) <= _FEW else None, layout.join(self.uri, "tiles")
+
+        def read() -> pd.DataFrame:
+            return read_table(where, TILES_INDEX, context(self.config), names, ids=some)
+
+        found = bounded(where, self.config, read) if keys else pd.DataFrame(columns=names)
         at = found.index.get_indexer(pd.Index(keys, dtype=object))
         self._refuse_lost(at)
         return found.iloc[at].set_axis(self._index)

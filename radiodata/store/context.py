@@ -18,6 +18,8 @@ import tiledb
 from radiodata.errors import StoreError
 from radiodata.store.config import ReadConfig
 from radiodata.store.direct import Direct
+from radiodata.store.direct.listing import local_path
+from radiodata.store.leaving import leave_without_destructors
 from radiodata.store.remote.client import Remote, prepare
 from radiodata.store.sealing import refused
 
@@ -145,16 +147,6 @@ class Handles:
                     lane.arrays.pop(key).close()
 
 
-def _leave_without_destructors() -> None:
-    """Let ``exit`` of this forked child skip what the parent registered, as ``multiprocessing`` does.
-
-    libtiledb's own destructor joins a thread that only the parent has, and would wait for ever.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "on_exit"):  # glibc; handlers run last first, so those of the child still run
-        libc.on_exit(libc._exit, None)
-
-
 class _Process:
     """The handles of the process that is running now."""
 
@@ -166,7 +158,7 @@ class _Process:
         # immortal: not even interpreter shutdown in the child may destroy what the parent opened
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handles))
         if self.handles.used:
-            _leave_without_destructors()
+            leave_without_destructors()  # libtiledb's joins a thread that only the parent has
         self.handles = Handles()
 
 
@@ -184,6 +176,20 @@ def patiently(read: Callable[[], T]) -> T:
         except tiledb.TileDBError:
             time.sleep(wait)
     return read()
+
+
+def bounded(uri: str, config: ReadConfig, act: Callable[[], T]) -> T:
+    """Do what TileDB may wait on for minutes, no longer than the deadline where it is on an object store.
+
+    Raises
+    ------
+    UnreachableError
+        When it was not done in time.
+    """
+    if local_path(uri) is not None:
+        return act()
+    done: T = handles().remote.fetcher(config).within(uri, act)
+    return done
 
 
 def handles() -> Handles:

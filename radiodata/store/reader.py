@@ -14,7 +14,7 @@ import tiledb.libtiledb as lt
 
 from radiodata.errors import StoreError, TileReadError
 from radiodata.geometry import box_shape
-from radiodata.store.context import DEFAULT_READ, context, handles
+from radiodata.store.context import DEFAULT_READ, bounded, context, handles
 from radiodata.store.direct import Corrupt, Meter
 
 if TYPE_CHECKING:
@@ -59,15 +59,19 @@ def read_box(
     first, last = channels or (0, source.shape[0])
     _refuse_outside(source, box, first, last)
     out, meter = np.empty((last - first, *box_shape(box)), source.dtype), meter or Meter()
+
+    def query() -> None:
+        bounded(source.uri, config, lambda: _query(source, box, first, last, out, config))
+
     with meter.call():
         _learn(source, config)
         try:
             done = handles().direct.read(source, box, (first, last), out, config, context, meter)
         except Corrupt as why:
-            _query(source, box, first, last, out, config)  # says more of it where TileDB notices, too
+            query()  # says more of it where TileDB notices, too
             raise TileReadError(_where(source, box, f"{why}: the tile is damaged")) from why
         if not done:
-            _query(source, box, first, last, out, config)
+            query()
     return out
 
 
@@ -77,8 +81,11 @@ def _learn(source: VoxelSource, config: ReadConfig) -> None:
         return
     from radiodata.store.index import read_index
 
-    index = read_index(*source.index, config)
-    handles().direct.learn(source.index[0], index.shards, index.tiles)
+    direct = handles().direct
+    with direct.learning:  # once, however many threads need it
+        if not direct.knows(source.index[0]):
+            index = read_index(*source.index, config)
+            direct.learn(source.index[0], index.shards, index.tiles)
 
 
 def _query(source: VoxelSource, box: Box, first: int, last: int, out: Voxels, config: ReadConfig) -> None:

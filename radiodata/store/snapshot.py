@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from radiodata.store import commits, layout
-from radiodata.store.context import LARGE_ROWS, context, handles
+from radiodata.store.context import LARGE_ROWS, bounded, context, handles
 from radiodata.store.direct.listing import local_path
 from radiodata.store.index import Index, index_uri, read_index
 from radiodata.store.obs import OBS_ID, RUN, SUBJECT
@@ -99,7 +99,7 @@ def _load(uri: str, config: ReadConfig, record: Record) -> Snapshot:
     size = None if local_path(uri) is not None else commits.index_size(uri, record.version, config)
     if size is None:
         layout.check_root(uri, context(config))
-        return _read(uri, config, record, Index(), None)
+        return bounded(uri, config, lambda: _read(uri, config, record, Index(), None))
     where = index_uri(uri, record.version)
     index = read_index(where, size, config)
     handles().direct.learn(where, index.shards, index.tiles)

@@ -50,11 +50,16 @@ class Direct:
     ----------
     remote
         Fetches what is not on a local disk.
+
+    Attributes
+    ----------
+    learning
+        Held by who reads an index.
     """
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
-        self._lock = threading.Lock()
+        self._lock, self.learning = threading.Lock(), threading.Lock()
         self._shards: dict[tuple[str, str], Shard | Refused] = {}
         self._fragments: Recent[Fragment | Refused] = Recent(FRAGMENT_BYTES)
         self._files: Recent[DataFile] = Recent(FILES)

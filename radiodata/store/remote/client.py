@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from typing import TYPE_CHECKING, Any
@@ -60,9 +61,10 @@ class Remote:
         with self._lock:
             if key not in self._fetchers:
                 hedge = None if config.hedge is None else config.hedge / 1000
-                self._fetchers[key] = Fetcher(
+                self._fetchers[key] = fetcher = Fetcher(
                     lambda: _connected(config), config.deadline, config.in_flight, hedge, lambda uri: place(uri, config)
                 )
+                atexit.register(fetcher.settle)
             return self._fetchers[key]
 
     def hold(self, fragment: Fragment, pieces: Sequence[Piece], config: ReadConfig) -> DataFile:

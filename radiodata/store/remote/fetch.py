@@ -15,6 +15,7 @@ import numpy as np
 from radiodata.errors import UnreachableError
 from radiodata.store.direct.files import Recent
 from radiodata.store.direct.refusal import Damaged
+from radiodata.store.leaving import leave_without_destructors
 from radiodata.store.remote.depth import Depth
 from radiodata.store.remote.vfs import Object, RemoteError, Vfs
 
@@ -54,6 +55,7 @@ class _Want:
     tries: list[_Try]
     failures: int = 0
     denied: float | None = None
+    look: Future[dict[str, int]] | None = None
     again: float | None = None
 
 
@@ -139,10 +141,8 @@ class Fetcher:
         """
         begun, pause, why = time.monotonic(), 0.05, "no answer"
         while (left := begun + self._seconds - time.monotonic()) > 0:
-            done: Future[Any] = Future()
-            threading.Thread(target=_settle, args=(done, act), name="radiodata-ask", daemon=True).start()
             try:
-                return done.result(left)
+                return _begun(act).result(left)
             except TimeoutError:
                 break
             except RemoteError as error:
@@ -171,7 +171,7 @@ class Fetcher:
                 why = self._looked_at(want, out, n) or why
                 if want.denied is not None and time.monotonic() - want.denied > _DENIED_FOR:
                     raise self._unreachable(uri, time.monotonic() - begun, why)
-                if want.again is not None:
+                if want.again is not None or want.look is not None:
                     self._refuse_missing(uri, want)
         return [out[n] for n in range(len(wants))]
 
@@ -217,16 +217,21 @@ class Fetcher:
         return why
 
     def _refuse_missing(self, uri: str, want: _Want) -> None:
-        """An object that cannot be opened may be missing, or its store be down: the folder that it is in tells."""
-        if want.failures in (1, 3, 6):
-            folder, _, name = uri.rpartition("/")
-            try:
-                missing = name not in self._vfs.list(folder)
-            except RemoteError as error:
-                self._note_denial(want, str(error))
-                return
-            if missing:
-                raise MissingError(f"{uri} is not there")
+        """An object that cannot be opened may be missing, or its store be down: the folder that it is in tells.
+
+        Nobody waits for that: it may take as long as the rest.
+        """
+        folder, _, name = uri.rpartition("/")
+        if want.look is None and want.failures in (1, 3, 6):
+            want.look = _begun(lambda: self._vfs.list(folder))
+        if want.look is None or not want.look.done():
+            return
+        error, done = want.look.exception(), want.look
+        want.look = None
+        if isinstance(error, RemoteError):
+            self._note_denial(want, str(error))
+        elif name not in done.result():
+            raise MissingError(f"{uri} is not there")
 
     def _note_denial(self, want: _Want, why: str) -> None:
         if self._renew(why) and want.denied is None:
@@ -263,25 +268,39 @@ class Fetcher:
                     continue
                 self._active += 1
             begun = one.begun = time.monotonic()
-            try:
-                self._fetch(one)
-            finally:
-                with self._changed:
-                    self._active -= 1
-                    waiting = bool(self._jobs)
-                    self._changed.notify()
-                self.depth.note(one.span[1] - one.span[0], time.monotonic() - begun, waiting=waiting)
+            came = self._fetch(one)
+            with self._changed:
+                self._active -= 1
+                waiting = bool(self._jobs)
+                self._changed.notify_all()
+            if came:
+                self.depth.note(came, time.monotonic() - begun, waiting=waiting)
 
-    def _fetch(self, one: _Try) -> None:
+    def settle(self, seconds: float = 5.0) -> None:
+        """Begin nothing any more, and wait for what is under way.
+
+        No thread may be in libtiledb when it is torn down, so where some are for longer, it is not.
+        """
+        end = time.monotonic() + seconds
+        with self._changed:
+            self._jobs.clear()
+            while self._active and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+            if self._active:
+                leave_without_destructors()
+
+    def _fetch(self, one: _Try) -> int:
+        """Try; give the bytes that came."""
         vfs = self._vfs
         buffer = np.empty(one.span[1] - one.span[0], np.uint8)
         try:
             self._object(one.uri, vfs).read_into(buffer, one.span[0])
         except BaseException as error:  # told to whoever waits
             one.done.set_exception(error)
-            return
+            return 0
         vfs.count_bytes(buffer.nbytes)
         one.done.set_result(buffer)
+        return buffer.nbytes
 
     def _object(self, uri: str, vfs: Vfs) -> Object:
         """An object, opened once however many threads ask."""
@@ -304,6 +323,13 @@ class Fetcher:
             f"{self._place(uri)} could not be read, tried for {seconds:.1f} s (ReadConfig.deadline={self._seconds:g}): "
             f"{why}. Once the store answers, go on from the last checkpoint"
         )
+
+
+def _begun(act: Callable[[], Any]) -> Future[Any]:
+    """Begin something in a thread of its own."""
+    done: Future[Any] = Future()
+    threading.Thread(target=_settle, args=(done, act), name="radiodata-ask", daemon=True).start()
+    return done
 
 
 def _settle(done: Future[Any], act: Callable[[], Any]) -> None:
