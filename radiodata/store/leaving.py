@@ -6,7 +6,7 @@ import ctypes
 
 
 def leave_without_destructors() -> None:
-    """Let ``exit`` skip what was registered before, libtiledb's destructors above all; ``multiprocessing`` does so, too.
+    """Let ``exit`` skip what was registered before, as ``multiprocessing`` does: libtiledb's destructors above all.
 
     They wait for ever, or crash, where threads of it are gone or still at work. Python's own end is not skipped.
     """
