@@ -511,3 +511,14 @@ def test_an_encrypted_cohort_is_sealed_there_too(s3: Place, tmp_path: Path, monk
         Cohort(uri, config=s3.config())
     raw = b"".join(p.read_bytes() for p in (s3.server.data / BUCKET / "sealed").rglob("*") if p.is_file())
     assert b"sub-00" not in raw
+
+
+def test_large_objects_are_put_in_parts(s3: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_subject(tmp_path, 0, (64, 64, 64))
+    monkeypatch.setattr("radiodata.ingest.volume.LARGE_BYTES", 1000)
+    uri = f"s3://{BUCKET}/large"
+    s3.proxy.taken()
+    ingest_niftis(uri, {"CT": tmp_path / "CT"}, config=StoreConfig(tiling=16), read=s3.config(), executor="threads")
+    parts = [r for r in s3.proxy.taken() if "uploads" in r.path and "a0.tdb" in r.path]
+    assert parts
+    assert not verify(Cohort(uri, config=s3.config())).problems

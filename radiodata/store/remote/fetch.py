@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -88,7 +89,7 @@ class Fetcher:
         self._objects: Recent[Object] = Recent(_OPEN)
         self._opening: dict[str, Future[Object]] = {}
         self._jobs: deque[_Try] = deque()
-        self._changed = threading.Condition()
+        self._changed, self._pid = threading.Condition(), os.getpid()
         self._active = self._threads = 0
         self.hedged = self.retried = 0
 
@@ -281,6 +282,8 @@ class Fetcher:
 
         No thread may be in libtiledb when it is torn down, so where some are for longer, it is not.
         """
+        if os.getpid() != self._pid:  # a forked child has none of the threads
+            return
         end = time.monotonic() + seconds
         with self._changed:
             self._jobs.clear()
