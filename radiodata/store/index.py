@@ -82,26 +82,41 @@ def raw_of(index: str, frame: pd.DataFrame, columns: Sequence[Column]) -> Raw:
 
 
 def write_index(uri: str, record: Record, known: Mapping[str, Raw], config: ReadConfig) -> None:
-    """Write the index of a version.
+    """Write the index of a version; what the one before holds is taken from there.
 
     Parameters
     ----------
     known
         Segments that need not be read: by their path.
     """
-    ctx, segments = context(config), {s.path: s for table in record.tables() for s in table.segments}
+    ctx, before = context(config), _before(uri, record, config)
+    known = {**before.tables, **known}
     subjects = {s.path for s in record.obs_meta.segments}
     tables = {
         path: known[path] if path in known else read_raw(join(uri, path), SUBJECT if path in subjects else OBS_ID, ctx)
-        for path in segments
+        for path in record.segments()
     }
-    shards, tiles = _places(uri, record, tables, config)
+    shards, tiles = _places(uri, record, tables, before.tiles, config)
     raw = encode(Index(tables, shards, tiles))
     name = f"{record.version:012d}.index"
     if config.encryption_key is not None:
         raw = seal(raw, config.encryption_key, name)
     with tiledb.VFS(ctx=ctx).open(join(uri, COMMITS, name), "wb") as file:
         file.write(raw)
+
+
+def _before(uri: str, record: Record, config: ReadConfig) -> Index:
+    """Index of an earlier version; an empty one where there is none, or it cannot be read."""
+    names = handles().remote.fetcher(config).names(join(uri, COMMITS))
+    earlier = [name for name in names if name.endswith(".index") and name < f"{record.version:012d}.index"]
+    if not earlier:
+        return Index()
+    last = max(earlier)
+    try:
+        return read_index(join(uri, COMMITS, last), names[last], config)
+    except StoreError as error:
+        _log.warning("%s, and is not used for the next one", error)
+        return Index()
 
 
 def read_index(where: str, size: int, config: ReadConfig) -> Index:
@@ -120,7 +135,7 @@ def read_index(where: str, size: int, config: ReadConfig) -> Index:
 
 
 def _places(
-    uri: str, record: Record, tables: Mapping[str, Raw], config: ReadConfig
+    uri: str, record: Record, tables: Mapping[str, Raw], known: Mapping[str, NDArray[Any]], config: ReadConfig
 ) -> tuple[dict[str, Shard], dict[str, NDArray[Any]]]:
     """Shards that rows point to, and where the tiles of each volume lie, as far as the direct reader can tell."""
     wanted: dict[str, set[int]] = {}
@@ -130,7 +145,8 @@ def _places(
             if segment.kind == "rows":
                 _note_rows(collection.folder, tables[segment.path], wanted, shapes)
     direct = handles().direct
-    shards, tiles = {}, {}
+    shards: dict[str, Shard] = {}
+    tiles: dict[str, NDArray[Any]] = {}
     for path, slots in wanted.items():
         try:
             shards[path] = shard = direct.listed(join(uri, path), config, context)
@@ -138,8 +154,11 @@ def _places(
             _log.debug("%s is not in the index: %s", path, why)
             continue
         if len(shapes) <= _MOST_VOLUMES:
-            held = {slot: shapes[path, slot] for slot in slots}
-            tiles.update(direct.offsets(join(uri, path), shard, held, config))
+            folders = {slot: shard.fragments.get(slot) for slot in slots}
+            tiles.update({folder: known[folder] for folder in folders.values() if folder and folder in known})
+            new = {slot: shapes[path, slot] for slot, folder in folders.items() if folder not in tiles}
+            if new:
+                tiles.update(direct.offsets(join(uri, path), shard, new, config))
     below = len(uri.rstrip("/")) + 1
     return shards, {folder[below:]: offsets for folder, offsets in tiles.items()}
 
