@@ -13,6 +13,7 @@ from radiodata.store.config import ReadConfig, StoreConfig
 from radiodata.store.context import context
 from radiodata.store.direct import Direct
 from radiodata.store.obs import VoxelSource
+from radiodata.store.remote.client import Remote
 from radiodata.store.writer import ensure_shard, write_volume
 
 QUERY = ReadConfig(threads=1, direct=False)
@@ -60,7 +61,7 @@ def is_direct(of: VoxelSource, config: ReadConfig = PLAIN, direct: Direct | None
     """Whether the direct path takes a read of the whole volume; a read that it takes is right or fails the test."""
     out = np.empty(of.shape, of.dtype)
     box = np.array([[0, n] for n in of.size])
-    return (direct or Direct()).read(of, box, (0, of.shape[0]), out, config, context)
+    return (direct or Direct(Remote())).read(of, box, (0, of.shape[0]), out, config, context)
 
 
 def fragment(uri: str) -> Path:

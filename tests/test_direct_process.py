@@ -21,6 +21,7 @@ from radiodata.store.context import context, handles
 from radiodata.store.direct import Direct, compiled, files, process
 from radiodata.store.direct.files import DataFile, Recent
 from radiodata.store.direct.refusal import Damaged
+from radiodata.store.remote.client import Remote
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
@@ -60,7 +61,7 @@ def test_open_files_are_bounded_and_closed(
     tmp_path: Path, cases: list[tuple[VoxelSource, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "FILES", 3)
-    direct = Direct()
+    direct = Direct(Remote())
     for _ in range(2):
         for of, voxels in cases:
             np.testing.assert_array_equal(read(direct, of, PLAIN), voxels)
@@ -74,7 +75,7 @@ def test_open_files_are_bounded_and_closed(
 
 def test_what_is_known_of_a_thousand_volumes_is_small(tmp_path: Path) -> None:
     voxels = voxels_of((1, 64, 64, 64), "int16")
-    direct, of = Direct(), source(shard(tmp_path / "a", voxels, tile=16), voxels)
+    direct, of = Direct(Remote()), source(shard(tmp_path / "a", voxels, tile=16), voxels)
     read(direct, of, PLAIN)
     ((kept, weight),) = direct._fragments._held.values()
     assert kept.offsets.dtype == np.uint32  # type: ignore[union-attr]
@@ -87,9 +88,9 @@ def test_a_shard_is_listed_once_for_a_snapshot(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        process, "list_shard", lambda uri, ctx, of=process.list_shard: (asked.append(uri), of(uri, ctx))[1]
+        process, "list_shard", lambda uri, *rest, of=process.list_shard: (asked.append(uri), of(uri, *rest))[1]
     )
-    direct, (of, voxels) = Direct(), cases[0]
+    direct, (of, voxels) = Direct(Remote()), cases[0]
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: read(direct, of, PLAIN), range(12)):
             np.testing.assert_array_equal(found, voxels)
@@ -150,7 +151,7 @@ def test_threads_that_read_at_once(
     monkeypatch.setattr(process, "FILES", 2)
     monkeypatch.setattr(process, "FRAGMENT_BYTES", 2000)
     monkeypatch.setattr(process, "THREAD_BYTES", 1 << 12)
-    direct, rng = Direct(), np.random.default_rng(0)
+    direct, rng = Direct(Remote()), np.random.default_rng(0)
 
     def work(number: int) -> bool:
         of, voxels = cases[number % len(cases)]
