@@ -224,8 +224,8 @@ def test_requests_of_opening_and_reading(thousand: tuple[cloud.Cloud, str]) -> N
         cohort = Cohort(uri, config=cloud.s3_config(proxy.port))
         opened = proxy.taken()
         assert len(cohort.CT) == 1000
-        assert len(opened) <= 12, told(opened)
-        assert rounds(opened) <= 8
+        assert len(opened) == 6, told(opened)
+        assert rounds(opened) <= 6
         assert len(cohort.filter("CT.value_mean > -2000")) == 1000
         assert proxy.taken() == []
         volumes = list(cohort.CT)
