@@ -71,7 +71,7 @@ def cluster() -> Iterator[Any]:
     """A Dask cluster of two worker processes on this machine."""
     distributed = pytest.importorskip("distributed", reason="needs Dask")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50
     ) as running:
         yield running
 
