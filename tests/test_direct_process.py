@@ -18,7 +18,7 @@ from direct_store import KERNEL, PLAIN, SHARED, fragment, is_direct, shard, sour
 
 from radiodata.store import ReadConfig, VoxelSource, read_box
 from radiodata.store.context import context, handles
-from radiodata.store.direct import Direct, compiled, files, process
+from radiodata.store.direct import Direct, compiled, files, kernels, process
 from radiodata.store.direct.files import DataFile, Recent
 from radiodata.store.direct.refusal import Damaged
 from radiodata.store.remote.client import Remote
@@ -264,12 +264,13 @@ def test_without_the_kernel(
 
     monkeypatch.setattr(kernel, "compiled", made)
     if trouble == "switched off":
-        monkeypatch.setenv(compiled.VARIABLE, "0")
+        monkeypatch.setenv(kernels.VARIABLE, "0")
     if trouble == "not installed":
         monkeypatch.setitem(sys.modules, "radiodata.store.direct.kernel", None)
         monkeypatch.delattr("radiodata.store.direct.kernel")
     caplog.set_level(logging.INFO, "radiodata.store")
-    monkeypatch.setattr(compiled, "_kernels", compiled._Kernels())
+    fresh = kernels.Kernels("tiles are decoded", compiled._function, compiled._made)
+    monkeypatch.setattr(compiled, "_kernels", fresh)
     voxels = voxels_of((1, 40, 40, 40), "int16")
     of = source(shard(tmp_path / "a", voxels), voxels)
     for _ in range(2):

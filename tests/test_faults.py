@@ -24,7 +24,7 @@ from radiodata.errors import SampleError, TileReadError, WorkerDiedError, Worker
 from radiodata.loading import PatchDataset, PatchLoader, machine, watch
 from radiodata.loading.machine import OomKills
 from radiodata.store import Cohort
-from radiodata.store.direct import compiled
+from radiodata.store.direct import compiled, kernels
 
 SPAWN = pytest.param("spawn", marks=pytest.mark.slow)  # its processes import torch
 SOON = 20.0
@@ -35,7 +35,7 @@ SOON = 20.0
 def plain_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timeouts of a second or two must not pay for loading numba's kernel."""
     monkeypatch.setattr(compiled._kernels, "_off", True)  # in this process, and those that are forked
-    monkeypatch.setenv(compiled.VARIABLE, "0")
+    monkeypatch.setenv(kernels.VARIABLE, "0")
 
 
 @pytest.fixture(scope="module")

@@ -30,14 +30,14 @@ from radiodata.loading.readahead import ReadAhead, Turn
 from radiodata.loading.reading import Crop
 from radiodata.loading.stats import LoaderStats, Stats
 from radiodata.store import Cohort
-from radiodata.store.direct import compiled
+from radiodata.store.direct import compiled, kernels
 
 
 @pytest.fixture(autouse=True)
 def plain_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timeouts of a second or two must not pay for loading numba's kernel."""
     monkeypatch.setattr(compiled._kernels, "_off", True)  # in this process, and those that are forked
-    monkeypatch.setenv(compiled.VARIABLE, "0")
+    monkeypatch.setenv(kernels.VARIABLE, "0")
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from radiodata.errors import ConfigError, Problem, RadiodataError
 from radiodata.geometry import axis_codes, spacing_of
 from radiodata.ingest.components import component_columns
 from radiodata.ingest.statistics import VolumeStatistics, foreground_statistics, image_statistics, label_statistics
-from radiodata.store.context import LARGE_BYTES, context
+from radiodata.store.context import context
 from radiodata.store.layout import shard_name, shard_uri
 from radiodata.store.obs import RUN, SUBJECT, VOLUME_EXTRAS, volume_key
 from radiodata.store.verify import content_hash
-from radiodata.store.writer import ensure_shard, write_volume
+from radiodata.store.writer import ensure_shard, store_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -144,7 +144,7 @@ def write_voxels(
     shard = shard_name(slot.run, slot.index // config.slots, dtype)
     uri, place = shard_uri(slot.collection_uri, shard), slot.index % config.slots
     ensure_shard(uri, dtype, config, ctx)
-    write_volume(uri, place, voxels, context(read, large=voxels.nbytes > LARGE_BYTES))
+    store_volume(uri, place, voxels, read)
     statistics = _statistics(voxels, scale, slot.kind, config, foreground)
     row = {
         SUBJECT: subject,

@@ -15,6 +15,7 @@ import tiledb
 from radiodata.errors import StoreError
 from radiodata.store.context import context, handles, patiently
 from radiodata.store.direct.listing import local_path
+from radiodata.store.durable import durable, sync
 from radiodata.store.layout import COMMITS, join
 from radiodata.store.record import Record
 from radiodata.store.sealing import seal, unseal
@@ -180,10 +181,8 @@ def _create_local(folder: Path, place: Path, raw: bytes) -> None:
     folder.mkdir(exist_ok=True)
     scratch = folder / f"{uuid.uuid4().hex}.tmp"
     try:
-        with scratch.open("wb") as file:
+        with durable(scratch) as file:
             file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
         os.link(scratch, place)  # fails where it is taken, which a rename would not
     except FileExistsError as error:
         raise StoreError(f"{place} was committed by another process") from error
@@ -193,17 +192,6 @@ def _create_local(folder: Path, place: Path, raw: bytes) -> None:
         with suppress(FileNotFoundError):
             scratch.unlink()
     sync(folder)
-
-
-def sync(folder: Path) -> None:
-    """Make what was added to a folder outlast a crash of the machine, where the system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:  # some network file systems cannot, and need not
-        pass
-    finally:
-        os.close(handle)
 
 
 def forget(uri: str, gone: list[int], config: ReadConfig) -> None:

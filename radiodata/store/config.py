@@ -151,8 +151,8 @@ class ReadConfig(Settings):
         Threads of one read: of TileDB (compute and I/O), or of a large read of tiles without it; by default one a
         core. Loaders use 1, being many themselves: keep workers x threads <= cores.
     direct
-        Read tiles on local disk without a TileDB query where their layout is known (see
-        ``radiodata.store.direct``): the same voxels, sooner. False: always through TileDB.
+        Read and write tiles on local disk without a TileDB query where their layout is known (see
+        ``radiodata.store.direct``): the same voxels, and the same files, sooner. False: always through TileDB.
     memory
         MiB that one TileDB query may take at most; TileDB's default is 10 GiB. What does not fit at once is read in
         parts.
@@ -163,8 +163,8 @@ class ReadConfig(Settings):
         ``"file:PATH"``, a file of those or of 32 bytes. A cohort is encrypted (AES-256-GCM) when it is made with a
         key, and opens with that alone. Needs ``radiodata[encryption]``.
     compiled
-        Decode them with a compiled kernel where ``radiodata[fast]`` is installed; the environment variable
-        ``RADIODATA_COMPILED=0`` switches it off as well.
+        Decode and encode them with a compiled kernel where ``radiodata[fast]`` is installed; without it they are
+        decoded here, and encoded by TileDB. The environment variable ``RADIODATA_COMPILED=0`` switches it off as well.
     tiledb
         Further TileDB configuration, such as ``{"vfs.s3.region": "eu-west-1"}``.
     deadline

@@ -9,7 +9,8 @@ import numpy as np
 import tiledb
 
 from radiodata.errors import StoreError
-from radiodata.store.context import patiently
+from radiodata.store.context import LARGE_BYTES, context, patiently
+from radiodata.store.direct import writing
 from radiodata.store.layout import voxel_schema
 
 _creating = threading.Lock()
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from radiodata._typing import Voxels
-    from radiodata.store.config import StoreConfig
+    from radiodata.store.config import ReadConfig, StoreConfig
 
 
 def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx) -> None:
@@ -33,8 +34,25 @@ def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx) -> 
         patiently(create)  # where another process was quicker, it is there the next time
 
 
-def write_volume(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> None:
+def store_volume(uri: str, slot: int, voxels: Voxels, config: ReadConfig) -> None:
     """Write one volume, ``(channel, x, y, z)``, into its slot: one fragment, atomic.
+
+    Raises
+    ------
+    StoreError
+        When TileDB, or the disk, refuses.
+    """
+    ctx = context(config, large=voxels.nbytes > LARGE_BYTES)
+    try:
+        done = config.direct and config.compiled and writing.write(uri, slot, voxels, ctx)
+    except OSError as error:
+        raise StoreError(f"cannot write a volume of shape {voxels.shape} to slot {slot} of {uri}: {error}") from error
+    if not done:
+        write_volume(uri, slot, voxels, ctx)
+
+
+def write_volume(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> None:
+    """Write one volume, ``(channel, x, y, z)``, into its slot, by a TileDB query.
 
     Its timestamp is the slot's number, not the clock's: TileDB deletes fragments by time, and volumes that
     were written in the same millisecond could not be told apart.

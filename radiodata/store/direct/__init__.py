@@ -1,4 +1,4 @@
-"""Boxes of voxels straight from a fragment's tiles on local disk, without a TileDB query.
+"""Boxes of voxels straight from a fragment's tiles on local disk, and volumes into them, without a TileDB query.
 
 A query costs more than the tiles it reads: with no filter at all it takes as long as with zstd. So where the
 layout is one that we know byte by byte, tiles are read with ``pread`` and decoded here; whatever is not known is
@@ -12,6 +12,10 @@ refused, and the caller asks TileDB. TileDB still says which fragments there are
     plain     decode with zstandard and numpy        always there
     kernel    the same in one numba function         where `radiodata[fast]` is installed
     process   what this process keeps open
+
+    writing   a volume into a fragment
+    packing   gather and encode in one numba function  where `radiodata[fast]` is installed
+    compose   what is told of the fragment's tiles
 """
 
 from radiodata.store.direct.meter import Meter

@@ -1,14 +1,8 @@
-"""The compiled kernel, where `radiodata[fast]` is installed; None, and the plain decoder, where anything is amiss.
-
-numba and the private half of zstandard that gives functions' addresses are imported on the first read, tried on a
-tile made here, and not used unless that comes out right.
-"""
+"""The compiled counterpart of the plain decoder: its scratch memory, the addresses it calls, and its proof."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
-import os
 import struct
 import tempfile
 import threading
@@ -18,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import zstandard
 
+from radiodata.store.direct.kernels import Kernels, ZstdContext, address, proof_layout
 from radiodata.store.direct.plan import taken
 from radiodata.store.direct.refusal import Corrupt, Damaged
 
@@ -34,81 +29,33 @@ if TYPE_CHECKING:
 
     Reader: TypeAlias = Callable[[DataFile, Fragment, Spans, Work, Voxels], int]
 
-VARIABLE = "RADIODATA_COMPILED"
-_log = logging.getLogger("radiodata.store")
-
 
 def reader(fragment: Fragment) -> Reader | None:
     """Give the compiled counterpart of ``plain.read``, or None: not installed, switched off, or not to be trusted."""
-    return _kernels.reader(fragment.layout.dtype.itemsize, fragment.offsets.dtype)
+    return _kernels.get((fragment.layout.dtype.itemsize, fragment.offsets.dtype.str))
 
 
-class _Kernels:
-    """The kernel and the types it was compiled for in this process."""
+def _function(cache: bool) -> Any:
+    from radiodata.store.direct import kernel
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._off = os.environ.get(VARIABLE, "1").strip().lower() in ("0", "false", "no", "off")
-        self._ready: dict[tuple[int, str], Reader] = {}
-        self._function: Any = None
-        self._cache = True
-        os.register_at_fork(after_in_child=self._after_fork)
-
-    def reader(self, size: int, offsets: np.dtype[Any]) -> Reader | None:
-        key = (size, offsets.str)
-        if self._off or key in self._ready:
-            return None if self._off else self._ready[key]
-        if self._lock.acquire(blocking=False):  # whoever comes while it is compiled decodes without
-            try:
-                if not self._off and key not in self._ready:
-                    self._try(key)
-            finally:
-                self._lock.release()
-        return self._ready.get(key)
-
-    def _try(self, key: tuple[int, str]) -> None:
-        try:
-            try:
-                made = self._made(key)
-            except (OSError, RuntimeError) as error:
-                if not self._cache:
-                    raise
-                _log.info("numba cannot keep compiled code (%s): each process compiles its own, for seconds", error)
-                self._cache, self._function = False, None
-                made = self._made(key)
-        except ImportError as error:
-            self._off = True
-            _log.info("tiles are decoded without the compiled kernel (pip install 'radiodata[fast]'): %s", error)
-        except Exception as error:  # numba, llvmlite and private halves may fail in any way: never the user's read
-            self._off = True
-            _log.info("tiles are decoded without the compiled kernel: %s: %s", type(error).__name__, error)
-        else:
-            self._ready[key] = made
-
-    def _made(self, key: tuple[int, str]) -> Reader:
-        from radiodata.store.direct import kernel
-
-        self._function = self._function or kernel.compiled(cache=self._cache)
-        made = _reader(self._function)
-        _prove(made, *key)
-        return made
-
-    def _after_fork(self) -> None:
-        if self._lock.locked():  # another thread was compiling, and numba's own lock is held for ever
-            self._lock, self._off = threading.Lock(), True
+    return kernel.compiled(cache=cache)
 
 
-_kernels = _Kernels()
+def _made(function: Any, key: Any) -> Reader:
+    made = _reader(function)
+    _prove(made, *key)
+    return made
+
+
+_kernels = Kernels("tiles are decoded", _function, _made)
 
 
 class _Scratch(threading.local):
     """Memory and a zstd context of one thread."""
 
     def __init__(self) -> None:
-        from zstandard import _cffi  # type: ignore[attr-defined]
-
-        self._decoder = _cffi.ffi.gc(_cffi.lib.ZSTD_createDCtx(), _cffi.lib.ZSTD_freeDCtx)
-        self.decoder = int(_cffi.ffi.cast("uintptr_t", self._decoder))
+        self._decoder = ZstdContext("ZSTD_createDCtx", "ZSTD_freeDCtx")
+        self.decoder = self._decoder.address
         self.file = self.chunk = np.empty(0, np.uint8)
 
     def fit(self, layout: Layout) -> _Scratch:
@@ -120,12 +67,9 @@ class _Scratch(threading.local):
 
 def _addresses() -> NDArray[np.int64]:
     """Addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask."""
-    from zstandard import _cffi  # type: ignore[attr-defined]
-
-    zstd = _cffi.ffi.cast("uintptr_t", _cffi.ffi.addressof(_cffi.lib, "ZSTD_decompressDCtx"))
     libc = ctypes.CDLL(None)
     pread, clock = (ctypes.cast(f, ctypes.c_void_p).value for f in (libc.pread, libc.clock_gettime))
-    return np.array([pread, int(zstd), clock, time.CLOCK_MONOTONIC], np.int64)
+    return np.array([pread, address("ZSTD_decompressDCtx"), clock, time.CLOCK_MONOTONIC], np.int64)
 
 
 def _reader(function: Any) -> Reader:
@@ -161,9 +105,8 @@ def _prove(read: Reader, size: int, offsets: str) -> None:
     from radiodata.store.direct.files import DataFile
     from radiodata.store.direct.metadata import Fragment
     from radiodata.store.direct.plan import pieces_of, shared_out
-    from radiodata.store.direct.schema import Layout
 
-    layout = Layout(np.dtype(f"u{size}"), (4, 5, 6), shuffle=True, zstd=True)
+    layout = proof_layout(f"u{size}")
     values = (np.arange(240, dtype=np.uint64) * 0x9E3779B97F4A7C15).astype(layout.dtype).reshape(2, 4, 5, 6)
     tiles = [_tile(tile) for tile in values]
     where = np.cumsum([0, *map(len, tiles)]).astype(offsets)

@@ -1,0 +1,107 @@
+"""Compiled kernels, where `radiodata[fast]` is installed; None, and another way, where anything is amiss.
+
+numba and the private half of zstandard that gives functions' addresses are imported on the first use; a kernel is
+tried on tiles made here, and not used unless that comes out right.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from radiodata.store.direct.schema import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+T = TypeVar("T")
+VARIABLE = "RADIODATA_COMPILED"
+_log = logging.getLogger("radiodata.store")
+
+
+class Kernels(Generic[T]):
+    """A kernel, and the types that it was compiled for in this process.
+
+    Parameters
+    ----------
+    instead
+        What is said where there is none: ``"tiles are decoded"``.
+    function
+        Gives the function, and keeps its machine code in numba's cache or not.
+    made
+        Makes of the function what its users call, for a type, and proves it.
+    """
+
+    def __init__(self, instead: str, function: Callable[[bool], Any], made: Callable[[Any, Hashable], T]) -> None:
+        self._instead, self._load, self._make = instead, function, made
+        self._lock = threading.Lock()
+        self._off = os.environ.get(VARIABLE, "1").strip().lower() in ("0", "false", "no", "off")
+        self._ready: dict[Hashable, T] = {}
+        self._function: Any = None
+        self._cache = True
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def get(self, key: Hashable) -> T | None:
+        """Give the kernel for a type, or None: not installed, switched off, or not to be trusted."""
+        if self._off or key in self._ready:
+            return None if self._off else self._ready[key]
+        if self._lock.acquire(blocking=False):  # whoever comes while it is compiled does without
+            try:
+                if not self._off and key not in self._ready:
+                    self._try(key)
+            finally:
+                self._lock.release()
+        return self._ready.get(key)
+
+    def _try(self, key: Hashable) -> None:
+        try:
+            try:
+                made = self._made(key)
+            except (OSError, RuntimeError) as error:
+                if not self._cache:
+                    raise
+                _log.info("numba cannot keep compiled code (%s): each process compiles its own, for seconds", error)
+                self._cache, self._function = False, None
+                made = self._made(key)
+        except ImportError as error:
+            self._off = True
+            _log.info("%s without the compiled kernel (pip install 'radiodata[fast]'): %s", self._instead, error)
+        except Exception as error:  # numba, llvmlite and private halves may fail in any way: never the user's read
+            self._off = True
+            _log.info("%s without the compiled kernel: %s: %s", self._instead, type(error).__name__, error)
+        else:
+            self._ready[key] = made
+
+    def _made(self, key: Hashable) -> T:
+        self._function = self._function or self._load(self._cache)
+        return self._make(self._function, key)
+
+    def _after_fork(self) -> None:
+        if self._lock.locked():  # another thread was compiling, and numba's own lock is held for ever
+            self._lock, self._off = threading.Lock(), True
+
+
+def address(name: str) -> int:
+    """Address of a function of zstd, as zstandard links it."""
+    from zstandard import _cffi  # type: ignore[attr-defined]
+
+    return int(_cffi.ffi.cast("uintptr_t", _cffi.ffi.addressof(_cffi.lib, name)))
+
+
+class ZstdContext:
+    """A context of zstd, to decode or to encode, by its address; freed with this object."""
+
+    def __init__(self, create: str, free: str) -> None:
+        from zstandard import _cffi  # type: ignore[attr-defined]
+
+        self._held = _cffi.ffi.gc(getattr(_cffi.lib, create)(), getattr(_cffi.lib, free))
+        self.address = int(_cffi.ffi.cast("uintptr_t", self._held))
+
+
+def proof_layout(dtype: str) -> Layout:
+    """Layout of the tiles on which a kernel is tried."""
+    return Layout(np.dtype(dtype), (4, 5, 6), shuffle=True, zstd=True)
