@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tiledb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_cohort
 
 from radiodata.errors import StoreError, UnreachableError, is_system_error
 from radiodata.loading.readahead import Turn
-from radiodata.store import ReadConfig
+from radiodata.store import Cohort, ReadConfig, writing
 from radiodata.store.columns import Column
 from radiodata.store.config import s3_endpoint
 from radiodata.store.direct.listing import Shard
@@ -28,8 +29,9 @@ from radiodata.store.index import Index, decode, encode, raw_of
 from radiodata.store.remote.cache import TileCache
 from radiodata.store.remote.client import place
 from radiodata.store.remote.depth import LEAST, Depth
-from radiodata.store.remote.fetch import merged
+from radiodata.store.remote.fetch import Fetcher, MissingError, merged
 from radiodata.store.remote.held import hold, spans_of_tiles
+from radiodata.store.remote.vfs import RemoteError
 
 LAYOUT = Layout(np.dtype("int16"), (4, 4, 4), shuffle=True, zstd=True)
 
@@ -277,3 +279,46 @@ def test_an_endpoint_comes_from_where_aws_tools_look(monkeypatch: pytest.MonkeyP
 
 def test_a_store_that_is_down_is_no_fault_of_a_sample() -> None:
     assert is_system_error(UnreachableError("down"))
+
+
+class Down:
+    """Access to a store of which folders are listed, and whose objects are not given."""
+
+    requests = bytes_read = listed = 0
+
+    def open(self, uri: str) -> None:
+        raise RemoteError(f"503 for {uri}")
+
+    def list(self, uri: str) -> dict[str, int]:
+        self.listed += 1
+        return {"object": 100}
+
+
+def test_a_folder_is_listed_once_for_each_failure_that_asks_for_it() -> None:
+    store: Any = Down()
+    fetcher = Fetcher(lambda: store, 2.0, 4, None, str)
+    with pytest.raises(UnreachableError, match="503"):
+        fetcher.get("s3://bucket/object", [(0, 10)])
+    assert 1 <= store.listed <= 3
+    with pytest.raises(MissingError):
+        fetcher.get("s3://bucket/other", [(0, 10)])
+
+
+def test_an_index_that_cannot_be_written_costs_requests_and_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "cohort")
+    small_cohort(tmp_path)
+
+    def fails(*_: object) -> None:
+        raise tiledb.TileDBError("the bucket is full")
+
+    monkeypatch.setattr(writing, "write_index", fails)
+    monkeypatch.setattr(writing, "local_path", lambda _: None)
+    cohort = Cohort(uri)
+    subject = cohort.obs_meta.index[0]
+    with pytest.warns(
+        RuntimeWarning, match=r"version \d+ of the cohort at .* is whole, but its index .*bucket is full"
+    ):
+        cohort.update_obs_meta(pd.DataFrame({"seen": [True]}, index=[subject]))
+    assert bool(Cohort(uri).obs_meta.loc[subject, "seen"])

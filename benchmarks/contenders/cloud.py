@@ -54,18 +54,9 @@ class RemoteRadiodata(Radiodata, Remote):
         return ReadConfig(threads=1, tiledb=tiledb_settings(port), cache=cache)
 
     def remote(self, phantoms: Phantoms, bucket: str, port: int, spec: LoaderSpec) -> Iterable[Any]:
-        from radiodata import Cohort, PatchDataset, PatchLoader, Uniform
+        from radiodata import Cohort
 
-        dataset = PatchDataset(
-            Cohort(f"s3://{bucket}/cohort", config=self._config(port)),
-            {"image": "CT"},
-            patch_size=spec.crop,
-            policy=Uniform(),
-            crops_per_volume=spec.crops_per_volume,
-            crops_per_unit=self.unit,
-            seed=spec.seed,
-        )
-        return PatchLoader(dataset, batch_size=spec.batch, num_workers=spec.workers)
+        return self.over(Cohort(f"s3://{bucket}/cohort", config=self._config(port)), spec)
 
 
 class RemoteRadiObject(RadiObject, Remote):
@@ -77,20 +68,11 @@ class RemoteRadiObject(RadiObject, Remote):
         import radiobject
         import tiledb
         from radiobject import VolumeCollection
-        from radiobject.ml import create_training_dataloader
 
         settings = radiobject.get_config().to_tiledb_ctx().config().dict()
         # its S3Config names no endpoint
         sys.modules["radiobject.ctx"]._ctx = tiledb.Ctx({**settings, **tiledb_settings(port)})  # type: ignore[attr-defined]
-        loader: Iterable[Any] = create_training_dataloader(
-            VolumeCollection(f"s3://{bucket}/CT"),
-            batch_size=spec.batch,
-            patch_size=(spec.crop,) * 3,
-            num_workers=spec.workers,
-            pin_memory=False,
-            patches_per_volume=spec.crops_per_volume,
-        )
-        return loader
+        return self.over(VolumeCollection(f"s3://{bucket}/CT"), spec)
 
 
 class RemoteZarr(Zarr, Remote):

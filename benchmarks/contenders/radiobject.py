@@ -46,9 +46,13 @@ class RadiObject(Contender):
 
     def loader(self, phantoms: Phantoms, folder: Path, spec: LoaderSpec) -> Iterable[Any]:
         from radiobject import VolumeCollection
+
+        return self.over(VolumeCollection(str(folder / "CT")), spec)
+
+    def over(self, collection: Any, spec: LoaderSpec) -> Iterable[Any]:
+        """Return a loader of random crops of a collection."""
         from radiobject.ml import create_training_dataloader
 
-        collection = VolumeCollection(str(folder / "CT"))
         if self.start is not None:
             return self._started(collection, spec)
         loader: Iterable[Any] = create_training_dataloader(

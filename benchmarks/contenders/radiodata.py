@@ -48,10 +48,16 @@ class Radiodata(Contender):
         return lambda box: volume[box]
 
     def loader(self, phantoms: Phantoms, folder: Path, spec: LoaderSpec) -> Iterable[Any]:
-        from radiodata import Cohort, PatchDataset, PatchLoader, Uniform
+        from radiodata import Cohort
+
+        return self.over(Cohort(str(folder / "cohort")), spec)
+
+    def over(self, cohort: Any, spec: LoaderSpec) -> Iterable[Any]:
+        """Return a loader of random crops of a cohort."""
+        from radiodata import PatchDataset, PatchLoader, Uniform
 
         dataset = PatchDataset(
-            Cohort(str(folder / "cohort")),
+            cohort,
             {"image": "CT"},
             patch_size=spec.crop,
             policy=Uniform(),

@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import tiledb
 
+from radiodata.errors import RadiodataError
 from radiodata.store import commits
 from radiodata.store.context import LARGE_ROWS, context
 from radiodata.store.direct.listing import local_path
@@ -90,10 +92,19 @@ class Writer:
             end_run(self.uri, self.run, self.ctx)
 
     def index(self, record: Record) -> None:
-        """Leave the index of a version, where it is on an object store."""
-        if local_path(self.uri) is None:
-            write_index(self.uri, record, self._raws, self.config)
+        """Leave the index of a version, where it is on an object store; warn where it cannot be written."""
         self._last = None
+        if local_path(self.uri) is not None:
+            return
+        try:
+            write_index(self.uri, record, self._raws, self.config)
+        except (tiledb.TileDBError, RadiodataError) as error:
+            warnings.warn(
+                f"version {record.version} of the cohort at {self.uri} is whole, but its index could not be written, "
+                f"so it opens in more requests until the next commit: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def commit(self, what: str, change: Callable[[Draft], None]) -> Record:
         """Change the cohort: `change` is given its latest version, checks it, and says what becomes of it.

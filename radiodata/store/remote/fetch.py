@@ -57,6 +57,7 @@ class _Want:
     failures: int = 0
     denied: float | None = None
     look: Future[dict[str, int]] | None = None
+    looked: int = 0
     again: float | None = None
 
 
@@ -223,7 +224,8 @@ class Fetcher:
         Nobody waits for that: it may take as long as the rest.
         """
         folder, _, name = uri.rpartition("/")
-        if want.look is None and want.failures in (1, 3, 6):
+        if want.look is None and want.failures in (1, 3, 6) and want.looked != want.failures:
+            want.looked = want.failures
             want.look = _begun(lambda: self._vfs.list(folder))
         if want.look is None or not want.look.done():
             return
