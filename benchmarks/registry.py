@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # the comma of "A (x, y),B" that ends a name
 READERS = ("RadiObject", "blosc2")  # the peers of what reads voxels
-MODULES = {name: f"benchmarks.{name}" for name in ("patch", "loader", "table", "ingest", "gpu_training", "s3")}
+NAMES = ("patch", "loader", "gpu_training", "ingest", "disk", "table", "scale", "s3")
+MODULES = {name: f"benchmarks.{name}" for name in NAMES}
 
 
 @dataclass(frozen=True)

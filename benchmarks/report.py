@@ -19,6 +19,10 @@ EXTRA = {
     "bytes_per_sample": "MB/sample",
     "requests_per_sample": "requests/sample",
     "bandwidth_share": "bandwidth share",
+    "worker_bytes": "a worker, MB",
+    "worst_share": "worst",
+    "write_ms_per_mb": "write, ms/MB",
+    "read_ms_per_mb": "read, ms/MB",
 }
 
 
@@ -102,7 +106,8 @@ def _cells(row: dict[str, Any], primary: str, extra: list[str]) -> list[str]:
 def _extra(metric: dict[str, Any] | None, name: str) -> str:
     if metric is None:
         return "-"
-    return f"{metric['median'] / 1e6:.0f}" if name == "memory_bytes" else _short(_scaled(metric["median"], name))
+    megabytes = name in ("memory_bytes", "worker_bytes")
+    return f"{metric['median'] / 1e6:.0f}" if megabytes else _short(_scaled(metric["median"], name))
 
 
 def _scaled(value: float, name: str) -> float:

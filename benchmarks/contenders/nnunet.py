@@ -39,18 +39,7 @@ class NnunetBlosc2(ArrayContender):
 
         blosc2.set_nthreads(1)
         for index in range(phantoms.count):
-            self._save(phantoms.truth(index)[:], folder / f"{index}.b2nd", crop)
-
-    def _save(self, voxels: NDArray[np.int16], path: Path, crop: int) -> None:
-        import blosc2
-
-        rule = chunking_since_2_8 if self.since == "2.8" else chunking_up_to_2_7
-        blocks, chunks = rule(voxels.shape, (crop,) * 3, voxels.itemsize)
-        cparams: dict[str, Any] = {"codec": blosc2.Codec.ZSTD, "clevel": 8}
-        if self.since == "2.8":
-            cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5}
-            cparams["filters"] = [_smaller_filter(voxels, blocks, chunks, cparams)]
-        blosc2.asarray(voxels, urlpath=str(path), chunks=chunks, blocks=blocks, cparams=cparams)
+            save(phantoms.truth(index)[:], folder / f"{index}.b2nd", crop, self.since)
 
     def open(self, folder: Path, volume: int) -> Any:
         import blosc2
@@ -60,7 +49,21 @@ class NnunetBlosc2(ArrayContender):
         return blosc2.open(urlpath=path, mode="r", mmap_mode="r", dparams={"nthreads": 1})
 
 
-def _smaller_filter(voxels: NDArray[np.int16], blocks: Shape, chunks: Shape, cparams: dict[str, Any]) -> Any:
+def save(voxels: NDArray[Any], path: Path, crop: int, since: str) -> None:
+    """Write a volume as nnU-Net of a version would for cubic patches of a side."""
+    import blosc2
+
+    rule = chunking_since_2_8 if since == "2.8" else chunking_up_to_2_7
+    blocks, chunks = rule(voxels.shape, (crop,) * 3, voxels.itemsize)
+    blocks = tuple(min(block, chunk) for block, chunk in zip(blocks, chunks, strict=True))  # of very small volumes
+    cparams: dict[str, Any] = {"codec": blosc2.Codec.ZSTD, "clevel": 8}
+    if since == "2.8":
+        cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5}
+        cparams["filters"] = [_smaller_filter(voxels, blocks, chunks, cparams)]
+    blosc2.asarray(np.ascontiguousarray(voxels), urlpath=str(path), chunks=chunks, blocks=blocks, cparams=cparams)
+
+
+def _smaller_filter(voxels: NDArray[Any], blocks: Shape, chunks: Shape, cparams: dict[str, Any]) -> Any:
     import blosc2
 
     middle = tuple(slice((n - c) // 2, (n - c) // 2 + c) for n, c in zip(voxels.shape, chunks, strict=True))

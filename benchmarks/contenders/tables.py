@@ -69,6 +69,16 @@ class Radiodata(Tables):
         return tables.CT.iloc[at].obs_subject_id  # type: ignore[no-any-return]
 
 
+class Apart(Radiodata):
+    """A cohort whose CTs are a fragment each, as an ingest leaves them; `crop` is the number of subjects."""
+
+    def store(self, crop: int) -> str:
+        return f"radiodata-{crop}"
+
+    def prepare(self, people: Any, folder: Path, crop: int) -> None:
+        write_cohort(str(folder / "cohort"), people.of(crop), apart=True)
+
+
 class Condition(Radiodata):
     """The same arrays, read from disk by TileDB at each filter: what pushing an expression down would do."""
 
@@ -110,10 +120,10 @@ class Csv(Tables):
     suffix = "csv"
 
     def store(self, crop: int) -> str:
-        return f"pandas-{self.suffix}"
+        return f"pandas-{self.suffix}-{crop}"
 
-    def prepare(self, people: People, folder: Path, crop: int) -> None:  # type: ignore[override]
-        for path in people.files:
+    def prepare(self, people: Any, folder: Path, crop: int) -> None:
+        for path in (people.of(crop) if crop else people).files:
             (folder / path.name).write_bytes(path.read_bytes())
 
     def open(self, folder: Path) -> Any:
@@ -139,7 +149,8 @@ class Parquet(Csv):
     requires = ("pandas", "pyarrow")
     suffix = "parquet"
 
-    def prepare(self, people: People, folder: Path, crop: int) -> None:  # type: ignore[override]
+    def prepare(self, people: Any, folder: Path, crop: int) -> None:
+        people = people.of(crop) if crop else people
         people.obs_meta.to_parquet(folder / "obs_meta.parquet")
         for name in ("CT", "PET"):
             people.obs(name).to_parquet(folder / f"{name}.parquet")
@@ -148,8 +159,8 @@ class Parquet(Csv):
         return tuple(pd.read_parquet(folder / f"{name}.parquet") for name in ("obs_meta", "CT", "PET"))
 
 
-def write_cohort(uri: str, people: People) -> None:
-    """Write a cohort of the tables of `people`, with volumes of 2 x 2 x 2; a shard is written at once."""
+def write_cohort(uri: str, people: People, *, apart: bool = False) -> None:
+    """Write a cohort of the tables of `people`, with volumes of 2 x 2 x 2; a shard at once, or (CT) volumes apart."""
     from radiodata.ingest.volume import Slot, write_voxels
     from radiodata.store import ReadConfig, StoreConfig, layout
     from radiodata.store.context import context
@@ -175,7 +186,8 @@ def write_cohort(uri: str, people: People) -> None:
             rows["shard"] = [layout.shard_name(writer.run, i // config.slots, "int16") for i in at]
             rows["slot"] = at % config.slots
             tables[name] = rows[[c.name for c in OBS_COLUMNS]]
-            _write_shards(where, sorted(set(rows["shard"])), people.count, config, context(read))
+            each = apart and name == "CT"
+            _write_shards(where, sorted(set(rows["shard"])), people.count, config, context(read), each=each)
 
         def change(draft: Any) -> None:
             draft.begin_subjects(people.obs_meta)
@@ -190,15 +202,20 @@ def write_cohort(uri: str, people: People) -> None:
 _SOURCE = ("source_uri", "source_format", "source_dtype", "source_orientation", "source_hash")
 
 
-def _write_shards(where: str, names: list[str], count: int, config: Any, ctx: Any) -> None:
+def _write_shards(where: str, names: list[str], count: int, config: Any, ctx: Any, *, each: bool) -> None:
     import tiledb
 
     from radiodata.store.layout import shard_uri
-    from radiodata.store.writer import ensure_shard
+    from radiodata.store.writer import consolidate_metadata, ensure_shard, write_volume
 
     for number, name in enumerate(names):
         many = min(config.slots, count - number * config.slots)
         ensure_shard(shard_uri(where, name), "int16", config, ctx)
+        if each:
+            for slot in range(many):
+                write_volume(shard_uri(where, name), slot, VOXELS, ctx)
+            consolidate_metadata([shard_uri(where, name)], ctx)
+            continue
         with tiledb.open(shard_uri(where, name), "w", ctx=ctx) as array:
             array[0:many, 0:1, 0:2, 0:2, 0:2] = np.broadcast_to(VOXELS, (many, *VOXELS.shape)).copy()
 
