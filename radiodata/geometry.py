@@ -39,7 +39,9 @@ def shape3(value: int | Sequence[int], name: str = "shape") -> Shape3:
 
 def box(start: Sequence[int] | NDArray[np.int64], stop: Sequence[int] | NDArray[np.int64]) -> Box:
     """Pair start and stop into a box of shape ``(3, 2)``."""
-    return np.stack([np.asarray(start, np.int64), np.asarray(stop, np.int64)], axis=1)
+    both = np.empty((len(start), 2), np.int64)
+    both[:, 0], both[:, 1] = start, stop
+    return both
 
 
 def box_shape(b: Box) -> Shape3:
@@ -50,7 +52,7 @@ def box_shape(b: Box) -> Shape3:
 
 def clip_box(b: Box, shape: Sequence[int]) -> Box:
     """Part of a box that lies inside a volume of `shape`."""
-    return np.clip(b, 0, np.asarray(shape, np.int64)[:, None])
+    return np.minimum(np.maximum(b, 0), np.asarray(shape, np.int64)[:, None])
 
 
 def union_box(boxes: Sequence[Box]) -> Box:

@@ -109,7 +109,7 @@ def _cohorts(factory: pytest.TempPathFactory, tile: int) -> Cohort:
 def test_a_loader_reads_each_unit_once(tmp_path: Path) -> None:
     cohort = _phantom(tmp_path, 64)
     dataset = PatchDataset(cohort, {"image": "CT"}, patch_size=64, crops_per_volume=32, crops_per_unit=8)
-    loader = PatchLoader(dataset, 4, num_workers=0)
+    loader = PatchLoader(dataset, 4, num_workers=0, repeat_epoch=True)
     assert len(list(loader)) == 16
     assert loader.stats().units_read == 8
     read = sum(int(np.prod(np.diff(dataset.plan.unit(0, i).region))) * 2 for i in range(8))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +189,31 @@ def test_pad_mode_flags_repeats_and_loses_nothing(cohort: Cohort) -> None:
 
 
 def test_units_are_read_once(cohort: Cohort) -> None:
+    """Those of an epoch, and, ahead of it, some of the next one."""
+    made = loader(cohort)
+    cache, read = made.patches.blocks(), []
+    real = cache._read
+    cache._read = lambda key: read.append(key) or real(key)
+    for epoch in range(3):
+        list(made)
+        held = list(read)
+        assert len(held) == len(set(held))
+        assert {(e, unit) for e in range(epoch + 1) for unit in range(len(made.patches.plan.units))} <= set(held)
+        assert {key[0] for key in held} <= set(range(epoch + 2))
+    made.close()
+
+
+def test_a_loader_that_is_dropped_leaves_no_thread(cohort: Cohort) -> None:
+    before = set(threading.enumerate())
     made = loader(cohort)
     list(made)
-    cache = made.patches.blocks()
-    assert cache.reads == len(made.patches.plan.units)
+    mine = [t for t in threading.enumerate() if t not in before and t.name.startswith("radiodata-read")]
+    assert mine
+    del made
+    gc.collect()
+    for thread in mine:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.filterwarnings("ignore:TileDB is a multithreading")  # our children leave its contexts alone

@@ -67,7 +67,9 @@ def reference(cohort: Cohort) -> list[dict[str, Any]]:
 def test_every_shape_gives_the_same_batches_and_reads_once(
     cohort: Cohort, reference: list[dict[str, Any]], workers: int, threads: int
 ) -> None:
-    made = loader(cohort, num_workers=workers, threads=threads)
+    made = loader(
+        cohort, num_workers=workers, threads=threads, repeat_epoch=True
+    )  # which reads nothing of the next one
     found = list(made)
     assert len(found) == len(reference)
     assert all(same(a, b) for a, b in zip(found, reference, strict=True))

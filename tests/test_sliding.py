@@ -97,7 +97,8 @@ def test_a_constant_field_stays_constant(
     held = Held(np.full((1, *shape), 0.7, np.float32), tile=(tile,) * 3)
     sliding = SlidingWindow(patch, overlap, blend, batch=3, memory=0 if on_disk else 1 << 30)
     out = whole(sliding, held, lambda windows: torch.full((len(windows), 2, *patch), 0.7))
-    assert (out - 0.7).abs().max() < 1e-6
+    windows = np.prod([-(-p // max(1, int(p * (1 - overlap)))) for p in patch])  # that a voxel may lie in
+    assert (out - 0.7).abs().max() < 1e-6 * max(1, windows / 27)  # float32 rounds each sum
 
 
 @settings(max_examples=40, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils.data._utils.collate import collate, collate_tensor_fn, default_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from radiodata.loading.memory import Allocate
 
 
 _NUMPY_DTYPES = {
@@ -26,14 +29,22 @@ _NUMPY_DTYPES = {
 }
 
 
-def collate_samples(samples: Sequence[Any]) -> Any:
+def collate_samples(samples: Sequence[Any], allocate: Allocate = np.empty) -> Any:
     """Make a batch of samples.
 
     As ``torch.utils.data.default_collate``, but tensors of one key may differ in dtype (MONAI's random
     transforms turn integers into floats only where they apply) and are promoted; tensor subclasses such as
     ``MetaTensor`` become plain tensors.
+
+    Parameters
+    ----------
+    samples
+        Of one structure.
+    allocate
+        Gives the memory of each tensor of the batch, by shape and dtype.
     """
-    return collate(list(samples), collate_fn_map={**default_collate_fn_map, torch.Tensor: _stack})  # type: ignore[no-untyped-call]
+    stack: dict[Any, Any] = {torch.Tensor: partial(_stack, allocate=allocate)}
+    return collate(list(samples), collate_fn_map={**default_collate_fn_map, **stack})  # type: ignore[no-untyped-call]
 
 
 def bytes_of(batch: Any) -> int:
@@ -41,12 +52,17 @@ def bytes_of(batch: Any) -> int:
     if isinstance(batch, torch.Tensor):
         return batch.nbytes
     if isinstance(batch, Mapping):
-        return sum(map(bytes_of, batch.values()))
-    return sum(map(bytes_of, batch)) if isinstance(batch, (list, tuple)) else 0
+        batch = batch.values()
+    elif not isinstance(batch, (list, tuple)):
+        return 0
+    return sum(bytes_of(value) for value in batch if not isinstance(value, str))
 
 
 def _stack(
-    tensors: Sequence[torch.Tensor], *, collate_fn_map: dict[Any, Callable[..., Any]] | None = None
+    tensors: Sequence[torch.Tensor],
+    *,
+    collate_fn_map: dict[Any, Callable[..., Any]] | None = None,
+    allocate: Allocate,
 ) -> torch.Tensor:
     plain = [t.as_subclass(torch.Tensor) for t in tensors]
     dtypes = {t.dtype for t in plain}
@@ -56,7 +72,9 @@ def _stack(
             common = torch.promote_types(common, other)
         plain = [t.to(common) for t in plain]
     if len({t.shape for t in plain}) == 1 and all(_in_numpy(t) for t in plain):
-        return torch.from_numpy(np.stack([t.numpy() for t in plain]))
+        arrays = [t.numpy() for t in plain]
+        out = allocate((len(arrays), *arrays[0].shape), arrays[0].dtype)
+        return torch.from_numpy(np.stack(arrays, out=out))
     stacked: torch.Tensor = collate_tensor_fn(plain, collate_fn_map=collate_fn_map)  # type: ignore[no-untyped-call]
     return stacked
 

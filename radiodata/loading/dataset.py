@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -14,9 +15,10 @@ from radiodata.errors import ConfigError, SampleError, is_system_error
 from radiodata.geometry import box
 from radiodata.loading.aligned import align
 from radiodata.loading.cache import BlockCache
+from radiodata.loading.collate import collate_samples
 from radiodata.loading.failures import Failures, OnError
 from radiodata.loading.reading import UnitReader
-from radiodata.loading.sample import Sample, make_sample
+from radiodata.loading.sample import Sample, Taken, make_batch, make_sample
 from radiodata.loading.stats import Stats
 from radiodata.loading.transforms import KeyedTransform
 from radiodata.sampling import Plan, Slot, Uniform
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from radiodata.geometry import Shape3
     from radiodata.loading.aligned import Keys
     from radiodata.loading.cache import UnitKey
+    from radiodata.loading.memory import Allocate
     from radiodata.loading.reading import Crop
     from radiodata.loading.tables import TableTarget
     from radiodata.sampling import Policy
@@ -231,17 +234,41 @@ class PatchDataset(IterableDataset[Sample]):
         TooManyErrors
             When more than `max_errors` failed one after another.
         """
-        made = [self._finished(slot) for slot in slots]
-        kept = [sample for sample in made if sample is not _SKIPPED]
+        return self._made(slots, self._sample)
+
+    def batch(self, slots: Sequence[Slot], allocate: Allocate = np.empty) -> Sample:
+        """What ``collate_samples`` makes of ``samples``, sooner: without transforms, all samples of it at once.
+
+        Parameters
+        ----------
+        allocate
+            Gives the memory of its tensors, by shape and dtype.
+
+        Raises
+        ------
+        SampleError, TooManyErrors
+            As ``samples`` does.
+        """
+        if self._transform is not None:
+            samples = self.samples(slots)
+            with self.stats.timed("collate"):
+                return cast("Sample", collate_samples(samples, allocate))
+        taken = self._made(slots, lambda one: one)
+        with self.stats.timed("collate"):
+            return make_batch(self._aligned, taken, allocate)
+
+    def _made(self, slots: Sequence[Slot], make: Callable[[Taken], Any]) -> list[Any]:
+        made = [self._finished(slot, make) for slot in slots]
+        kept = [one for one in made if one is not _SKIPPED]
         if slots and not kept:
             raise self._error(slots[0], None, "read", "all samples of its batch were skipped, so there is no batch")
         return kept
 
-    def _finished(self, slot: Slot) -> Any:
+    def _finished(self, slot: Slot, make: Callable[[Taken], Any]) -> Any:
         attempt = 0
         while True:
             try:
-                sample = self._attempt(slot, attempt)
+                made = self._attempt(slot, attempt, make)
             except SampleError as error:
                 self._failures.failed(error)
                 if self._failures.on_error == "skip":
@@ -249,25 +276,28 @@ class PatchDataset(IterableDataset[Sample]):
                 attempt += 1
             else:
                 self._failures.succeeded()
-                return sample
+                return made
 
-    def _attempt(self, slot: Slot, attempt: int) -> Any:
-        """Make a sample, or raise what went wrong as an error that names it."""
+    def _attempt(self, slot: Slot, attempt: int, make: Callable[[Taken], Any]) -> Any:
+        """Take a crop and make what is wanted of it, or raise what went wrong as an error that names it."""
         unit: UnitKey = (slot.epoch, slot.unit, attempt) if attempt else (slot.epoch, slot.unit)
         key = hash_ints(slot.key, attempt) if attempt else slot.key
-        crop, stage = None, "read"
+        crop = None
         try:
             crop = self.blocks().take(unit, slot.crop)
-            sample = make_sample(self._aligned, crop, key=key, padding=slot.padding)
-            if self._transform is None:
-                return sample
-            stage = "transform"
-            with self.stats.timed("transform"):
-                return self._transform(sample, key)
+            return make(Taken(crop, key, slot.padding))
         except Exception as error:
             if is_system_error(error):
                 raise
+            stage = "read" if crop is None else "transform"
             raise self._error(slot, crop, stage, f"{type(error).__name__}: {error}", attempt) from error
+
+    def _sample(self, taken: Taken) -> Any:
+        sample = make_sample(self._aligned, taken)
+        if self._transform is None:
+            return sample
+        with self.stats.timed("transform"):
+            return self._transform(sample, taken.key)
 
     def _error(self, slot: Slot, crop: Crop | None, stage: str, why: str, attempt: int = 0) -> SampleError:
         if crop is None:

@@ -11,6 +11,7 @@ from radiodata.errors import ConfigError, StateMismatchError
 from radiodata.loading.collate import bytes_of, collate_samples
 from radiodata.loading.dataset import current_rank, current_world
 from radiodata.loading.estimate import Estimate, estimate
+from radiodata.loading.memory import batches
 from radiodata.loading.stats import LoaderStats, Stats
 from radiodata.loading.transport import make_transport
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from radiodata.loading.cache import BlockCache, UnitKey
     from radiodata.loading.dataset import PatchDataset
+    from radiodata.loading.memory import Allocate
     from radiodata.loading.readahead import Read
     from radiodata.loading.transport import At, Batch
     from radiodata.sampling import Slot
@@ -26,23 +28,30 @@ if TYPE_CHECKING:
 STATE_VERSION = 1
 _THREADS, _REMOTE_THREADS = 2, 16
 _AHEAD, _REMOTE_AHEAD = 8, 32
+_DRAWN = 512
 
 
 class _PatchBatches:
     """Makes the batch of this rank for any (epoch, step)."""
+
+    allocate: Allocate = batches.empty
 
     def __init__(
         self, dataset: PatchDataset, rank: int, world: int, collate: Callable[[list[Any]], Batch], ahead: int
     ) -> None:
         self._dataset, self._rank, self._world, self._collate = dataset, rank, world, collate
         self.ahead = ahead
+        self._drawn: dict[At, list[Slot]] = {}
 
     def __getitem__(self, at: At) -> Batch:
         blocks = self.blocks()
         hits = blocks.hits
-        samples = self._dataset.samples(self._slots(at))
-        with self.stats.timed("collate"):
-            batch = self._collate(samples)
+        if self._collate is collate_samples:
+            batch: Batch = self._dataset.batch(self._slots(at), self.allocate)
+        else:
+            samples = self._dataset.samples(self._slots(at))
+            with self.stats.timed("collate"):
+                batch = self._collate(samples)
         self.stats.count("hits", blocks.hits - hits)
         return batch
 
@@ -69,7 +78,13 @@ class _PatchBatches:
         return f"unit {key[1]}: {self._dataset.describe_unit(key)}"
 
     def _slots(self, at: At) -> list[Slot]:
-        return self._dataset.plan.rank_batch(*at, self._rank, self._world)
+        """Slots of a batch, drawn once: first to read ahead, and again to make it."""
+        drawn = self._drawn.get(at)
+        if drawn is None:
+            drawn = self._drawn[at] = self._dataset.plan.rank_batch(*at, self._rank, self._world)
+            while len(self._drawn) > _DRAWN:
+                del self._drawn[next(iter(self._drawn))]
+        return drawn
 
 
 class PatchLoader:
@@ -172,7 +187,7 @@ class PatchLoader:
             pin_memory,
             timeout=timeout,
             cache_bytes=dataset.cache_bytes,
-            goes_on=bool(dataset.schemes) and not repeat_epoch,
+            goes_on=dataset.plan.order == "lanes" and not repeat_epoch,
             stats=self._stats,
         )
         self._shape = (num_workers, prefetch, pin_memory)

@@ -88,18 +88,30 @@ class Packer:
         self._maps: dict[int, _Made] = {}
         self._free: deque[int] = deque()
         self._per_batch = 1
+        self._lent: dict[int, tuple[int, int]] = {}
         self.new: list[tuple[Sheet, int]] = []
         """Sheets made since they were last sent, each with its open file."""
 
+    def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Give an array in shared memory that holds anything: it is good for the next object that is packed."""
+        count = int(np.prod(shape, dtype=np.int64))
+        nbytes = count * np.dtype(dtype).itemsize
+        if nbytes < SMALL or not hasattr(os, "memfd_create"):
+            return np.empty(shape, dtype)
+        number = self._find(nbytes)
+        array = np.frombuffer(self._maps[number].map, dtype, count).reshape(shape)
+        self._lent[array.ctypes.data] = (number, nbytes)
+        return array
+
     def pack(self, content: Any) -> Parcel:
-        """Pickle an object, large arrays and tensors beside it."""
+        """Pickle an object, large arrays and tensors beside it; those of ``empty`` are there already."""
         used: list[tuple[int, int]] = []
 
         def lay_aside(buffer: pickle.PickleBuffer) -> bool:
             with buffer.raw() as raw:
                 if raw.nbytes < SMALL or not hasattr(os, "memfd_create"):
                     return True
-                used.append((self._copy(raw), raw.nbytes))
+                used.append(self._there(raw) or (self._copy(raw), raw.nbytes))
             return False
 
         file = io.BytesIO()
@@ -108,6 +120,9 @@ class Packer:
         except BaseException:
             self._free.extend(number for number, _ in used)
             raise
+        finally:
+            self._free.extend(number for number, _ in self._lent.values())
+            self._lent.clear()
         self._per_batch = max(1, len(used))
         return Parcel(file.getvalue(), used)
 
@@ -118,6 +133,13 @@ class Packer:
         for number in excess:
             self._maps.pop(number).end()
         return excess
+
+    def _there(self, raw: memoryview) -> tuple[int, int] | None:
+        """Sheet that an array lies in already, and its bytes."""
+        address = np.frombuffer(raw, np.uint8).ctypes.data
+        if self._lent.get(address, (0, -1))[1] != raw.nbytes:
+            return None
+        return self._lent.pop(address)
 
     def _copy(self, raw: memoryview) -> int:
         number = self._find(raw.nbytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from radiodata.geometry import box, box_slices, clip_box
+from radiodata.loading import memory
 from radiodata.store.context import handles
 from radiodata.store.direct import Meter
 from radiodata.store.direct.listing import local_path
@@ -44,6 +45,9 @@ class Crop:
         Key to voxels, C order: ``(channel, x, y, z)``, or ``(channel, a, b)`` of a slice.
     frame
         First of its channels, where they were chosen.
+    shared
+        Keys whose voxels are a view of what was read of the unit, which other crops are views of, too: in no order, and
+        not to be written to.
     """
 
     volume: int
@@ -51,6 +55,7 @@ class Crop:
     shape: NDArray[np.int64]
     voxels: dict[str, Voxels]
     frame: int | None = None
+    shared: set[str] = field(default_factory=set)
 
     @property
     def nbytes(self) -> int:
@@ -112,8 +117,12 @@ class UnitReader:
             block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
             read += block.nbytes
             pad = np.repeat(held.pads[unit.volume], [len(b) for b in blocks]).reshape(-1, 1, 1, 1)
+            share = _may_share(block, unit, held)
             for crop in crops:
-                crop.voxels[key] = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held, pad)
+                voxels = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held, pad, share=share)
+                crop.voxels[key] = voxels
+                if share and voxels.base is not None:
+                    crop.shared.add(key)
         cut = time.perf_counter_ns() - begun - meter.wall
         seconds = {"read_seconds": meter.read / 1e9, "decode_seconds": meter.decode / 1e9, "cut_seconds": cut / 1e9}
         requests, fetched = handles().remote.taken() if self.schemes else (0, 0)
@@ -122,8 +131,16 @@ class UnitReader:
 
     def _block(self, source: VoxelSource, unit: Unit, meter: Meter) -> Voxels:
         chosen = unit.channels if source.shape[0] > 1 else None
-        stored = read_box(source, unit.region, channels=chosen, config=self.config, meter=meter)
+        stored = read_box(
+            source, unit.region, channels=chosen, config=self.config, meter=meter, empty=memory.blocks.empty
+        )
         return physical(stored if chosen is None else stored[:: unit.stride], source)
+
+
+def _may_share(block: Voxels, unit: Unit, held: KeySource) -> bool:
+    """Whether crops stay views of what was read: where that keeps no more memory than copies of them would."""
+    crops = len(unit.starts) * len(block) * int(np.prod(unit.patch)) * block.itemsize
+    return unit.slice_axis is None and block.dtype == held.dtype and block.nbytes <= crops
 
 
 def _cut(
@@ -133,6 +150,8 @@ def _cut(
     size: Sequence[int],
     held: KeySource,
     pad: NDArray[np.float64],
+    *,
+    share: bool,
 ) -> Voxels:
     wanted = box(start, start + unit.patch)
     real = clip_box(wanted, size)
@@ -141,6 +160,8 @@ def _cut(
         wanted[unit.slice_axis] = real[unit.slice_axis] = (middle, middle + 1)
     inside = block[(slice(None), *box_slices(real, unit.region[:, 0]))]
     if (wanted == real).all():
+        if share:
+            return inside
         out = np.array(inside, dtype=held.dtype, order="C")
     else:
         shape = (len(block), *(wanted[:, 1] - wanted[:, 0]).tolist())

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import numpy as np
 import torch
 
 from radiodata.geometry import box, clip_box, crop_affine
+from radiodata.loading.collate import collate_samples
 from radiodata.loading.tables import as_sample_value
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from radiodata._typing import Voxels
     from radiodata.loading.aligned import AlignedVolumes
+    from radiodata.loading.memory import Allocate
     from radiodata.loading.reading import Crop
 
 Sample: TypeAlias = "dict[str, Any]"
 
 
-def make_sample(held: AlignedVolumes, crop: Crop, *, key: int, padding: bool) -> Sample:
-    """Make the sample of a crop (see ``PatchDataset`` for its fields).
+@dataclass(frozen=True)
+class Taken:
+    """A crop that fills a place of a batch.
+
+    Attributes
+    ----------
+    key, padding
+        Seed of whatever is random about the sample; whether it only fills a batch.
+    """
+
+    crop: Crop
+    key: int
+    padding: bool
+
+
+def make_sample(held: AlignedVolumes, taken: Taken) -> Sample:
+    """Make the sample of a crop, in memory of its own (see ``PatchDataset`` for its fields).
 
     Parameters
     ----------
     held
         The volumes that the crop's is one of.
-    crop
-        Its voxels, and where they lie.
-    key, padding
-        Seed of whatever is random about the sample; whether it only fills a batch.
     """
-    volume = crop.volume
+    crop, volume = taken.crop, taken.crop.volume
     where = box(crop.start, crop.start + crop.shape)
     real = clip_box(where, held.volumes.shapes[volume])
     return {
-        **{name: torch.from_numpy(array) for name, array in crop.voxels.items()},
+        **{
+            name: torch.from_numpy(array.copy("C") if name in crop.shared else array)
+            for name, array in crop.voxels.items()
+        },
         **{f"{name}_stats": torch.from_numpy(stats[volume].copy()) for name, stats in held.stats.items()},
         **{name: as_sample_value(values, volume) for name, values in held.targets.items()},
         **({} if crop.frame is None else {"frame": crop.frame}),
@@ -43,6 +64,58 @@ def make_sample(held: AlignedVolumes, crop: Crop, *, key: int, padding: bool) ->
         "shape": torch.from_numpy(held.volumes.shapes[volume].copy()),
         "box": torch.from_numpy(where),
         "valid": torch.from_numpy(real - crop.start[:, None]),
-        "is_padding": padding,
-        "key": key,
+        "is_padding": taken.padding,
+        "key": taken.key,
     }
+
+
+def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate) -> Sample:
+    """Make the batch of some crops at once: what ``collate_samples`` makes of their samples.
+
+    Parameters
+    ----------
+    held
+        The volumes that the crops' are some of.
+    allocate
+        Gives the memory of the voxels, by shape and dtype.
+    """
+    crops = [t.crop for t in taken]
+    if any({(v.shape, v.dtype) for v in voxels} != {(voxels[0].shape, voxels[0].dtype)} for voxels in _by_key(crops)):
+        return cast(
+            "Sample", collate_samples([make_sample(held, t) for t in taken], allocate)
+        )  # which says what differs
+    volumes = [crop.volume for crop in crops]
+    shapes = held.volumes.shapes[volumes]
+    where = np.stack([box(crop.start, crop.start + crop.shape) for crop in crops])
+    starts, affines = where[:, :, 0], held.affines[volumes]
+    for affine, crop in zip(affines, crops, strict=True):
+        affine[...] = crop_affine(affine, crop.start)
+    return {
+        **{name: _stacked(voxels, allocate) for name, voxels in zip(crops[0].voxels, _by_key(crops), strict=True)},
+        **{f"{name}_stats": torch.from_numpy(stats[volumes]) for name, stats in held.stats.items()},
+        **{
+            name: collate_samples([as_sample_value(values, volume) for volume in volumes])
+            for name, values in held.targets.items()
+        },
+        **({} if crops[0].frame is None else {"frame": torch.tensor([crop.frame for crop in crops])}),
+        "affine": torch.from_numpy(affines),
+        "spacing": torch.from_numpy(held.spacings[volumes]),
+        "obs_subject_id": [held.volumes.subjects[volume] for volume in volumes],
+        "obs_id": [held.obs_ids[volume] for volume in volumes],
+        "shape": torch.from_numpy(shapes),
+        "box": torch.from_numpy(where),
+        "valid": torch.from_numpy(np.minimum(np.maximum(where, 0), shapes[..., None]) - starts[..., None]),
+        "is_padding": torch.tensor([t.padding for t in taken]),
+        "key": torch.tensor([t.key for t in taken]),
+    }
+
+
+def _by_key(crops: Sequence[Crop]) -> list[list[Voxels]]:
+    return [[crop.voxels[name] for crop in crops] for name in crops[0].voxels]
+
+
+def _stacked(voxels: Sequence[Voxels], allocate: Allocate) -> torch.Tensor:
+    out = allocate((len(voxels), *voxels[0].shape), voxels[0].dtype)
+    for place, one in zip(out, voxels, strict=True):
+        place[...] = one
+    return torch.from_numpy(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from radiodata.errors import ConfigError, WorkerHungError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from radiodata.loading.cache import BlockCache, UnitKey
+    from radiodata.loading.memory import Allocate
     from radiodata.loading.readahead import Read
     from radiodata.loading.worker import Answer
     from radiodata.loading.workers import Worker
@@ -39,6 +41,9 @@ class BatchSource(Protocol):
     @property
     def stats(self) -> Stats:
         """Recorder of the process that it is in."""
+
+    allocate: Allocate
+    """Gives the memory that batches lie in, in this process."""
 
     @property
     def spread(self) -> int:
@@ -188,6 +193,7 @@ class LocalTransport:
         self._source, self._threads, self._pin, self._timeout = source, threads, pin_memory, timeout
         self._goes_on, self._stats = goes_on, stats
         self._kept: ReadAhead | None = None
+        self._end: weakref.finalize[Any, Any] | None = None
 
     def iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps ``start`` to ``stop - 1`` of an epoch.
@@ -206,6 +212,8 @@ class LocalTransport:
         if self._kept is not None:
             atexit.unregister(self._kept.close)
             self._kept.close()
+        if self._end is not None:
+            self._end.detach()
         self._kept = None
 
     def _reading_ahead(self) -> ReadAhead | None:
@@ -213,6 +221,8 @@ class LocalTransport:
         if blocks is None:
             return None
         ahead, self._kept = self._kept, None
+        if self._end is not None:
+            self._end.detach()
         if ahead is None:
             ahead = ReadAhead(blocks, source.reads, source.spread, self._threads, source.ahead)
             atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
@@ -238,12 +248,14 @@ class LocalTransport:
         finally:
             if ended and self._goes_on:
                 self._kept = ahead
+                if ahead is not None:
+                    self._end = weakref.finalize(self, _end, ahead)
             elif ahead is not None:
                 atexit.unregister(ahead.close)
                 ahead.close(patience)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_end": None}
 
     def _hung(self, key: UnitKey, epoch: int, step: int) -> WorkerHungError:
         return WorkerHungError(
@@ -253,6 +265,12 @@ class LocalTransport:
             epoch=epoch,
             step=step,
         )
+
+
+def _end(ahead: ReadAhead) -> None:
+    """End threads that read on for a loader that is gone."""
+    atexit.unregister(ahead.close)
+    ahead.close(0)
 
 
 def make_transport(

@@ -109,9 +109,10 @@ def work(channel: Channel, source: BatchSource | None, threads: int, keep: int, 
         board = Board()
         board.show_stacks()
         messages = [] if source else channel.receive(wait=True)
-        maker = _Maker(source or _opened(messages.pop(0), channel.next_file()), threads, board)
+        source, packer = source or _opened(messages.pop(0), channel.next_file()), Packer(keep)
+        source.allocate = packer.empty
         channel.send(Hello(), [board.file])
-        _answer_all(channel, maker, Packer(keep), messages)
+        _answer_all(channel, _Maker(source, threads, board), packer, messages)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except BaseException as error:

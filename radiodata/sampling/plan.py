@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from radiodata.sampling.units import Planner, Unit
     from radiodata.sampling.volumes import Volumes
 
+_BLOCK, _BLOCKS = 32, 4
+"""Batches that are drawn at once, and how often that is kept."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -177,10 +180,29 @@ class Plan:
         return [Slot(epoch, *row) for row in rows]
 
     def _lane_batch(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        positions, crops, padding = self.lanes.batch_at(step)
+        block, at = divmod(step, _BLOCK)
+        batches = self._blocks.get((epoch, block))
+        if batches is None:
+            batches = self._blocks[epoch, block] = self._lane_batches(epoch, block * _BLOCK)
+            for old in list(self._blocks)[:-_BLOCKS]:
+                self._blocks.pop(old, None)
+        return batches[at]
+
+    def _lane_batches(
+        self, epoch: int, first: int
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]:
+        """Batches from number `first` on, as many as are drawn at once: many permuted numbers cost what few do."""
+        steps = range(first, min(first + _BLOCK, len(self.lanes)))
+        positions, crops, padding = (np.stack(part) for part in zip(*map(self.lanes.batch_at, steps), strict=True))
         units = _permutation(len(self.units), self.seed, epoch)(positions)
-        repeats = [self.units.repeats(u, c) for u, c in zip(units.tolist(), crops.tolist(), strict=True)]
-        return units, crops, padding | np.array(repeats)
+        repeats = [
+            self.units.repeats(u, c) for u, c in zip(units.ravel().tolist(), crops.ravel().tolist(), strict=True)
+        ]
+        return list(zip(units, crops, padding | np.array(repeats).reshape(units.shape), strict=True))
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[int, int], list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]]:
+        return {}
 
     def _next(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         numbers, padding = self._sequence.crops_at(step)

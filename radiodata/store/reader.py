@@ -18,6 +18,8 @@ from radiodata.store.context import DEFAULT_READ, bounded, context, handles
 from radiodata.store.direct import Corrupt, Meter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from radiodata._typing import Box, Voxels
     from radiodata.store.config import ReadConfig
     from radiodata.store.obs import VoxelSource
@@ -30,6 +32,7 @@ def read_box(
     channels: tuple[int, int] | None = None,
     config: ReadConfig = DEFAULT_READ,
     meter: Meter | None = None,
+    empty: Callable[[Sequence[int], np.dtype[Any]], Voxels] = np.empty,
 ) -> Voxels:
     """Read a box of stored voxels.
 
@@ -46,6 +49,8 @@ def read_box(
         First and last + 1; by default all.
     meter
         Counts where the time goes.
+    empty
+        Gives the memory that is read into, by shape and dtype, in C order.
 
     Returns
     -------
@@ -58,7 +63,7 @@ def read_box(
     """
     first, last = channels or (0, source.shape[0])
     _refuse_outside(source, box, first, last)
-    out, meter = np.empty((last - first, *box_shape(box)), source.dtype), meter or Meter()
+    out, meter = empty((last - first, *box_shape(box)), np.dtype(source.dtype)), meter or Meter()
 
     def query() -> None:
         bounded(source.uri, config, lambda: _query(source, box, first, last, out, config))

@@ -1,0 +1,76 @@
+"""Memory for large arrays, used again when nothing refers to an array in it any more.
+
+Fresh memory has to be zeroed and mapped page by page, which costs as much as filling it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    Allocate: TypeAlias = "Callable[[Sequence[int], np.dtype[Any]], NDArray[Any]]"
+    """Gives an array of a shape and dtype that holds anything."""
+
+SMALL = 1 << 18
+"""Arrays of fewer bytes are left to the allocator."""
+_ROUND = 1 << 20
+_SLACK = 2
+
+
+class Pool:
+    """Memory of one process for arrays of any shape; threads may ask at once.
+
+    Parameters
+    ----------
+    most
+        Bytes that nothing refers to which are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._free: deque[mmap.mmap] = deque()  # its methods are atomic: an array may die anywhere, under any lock
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Give an array in C order that holds anything."""
+        count = int(np.prod(shape, dtype=np.int64))
+        nbytes = count * np.dtype(dtype).itemsize
+        if nbytes < SMALL:
+            return np.empty(shape, dtype)
+        memory = self._taken(nbytes) or mmap.mmap(-1, -(-nbytes // _ROUND) * _ROUND, mmap.MAP_PRIVATE)
+        array = np.frombuffer(memory, dtype, count)  # all views refer to it, for its memory is no array's
+        weakref.finalize(array, self._back, memory).atexit = False
+        return array.reshape(shape)
+
+    def _taken(self, nbytes: int) -> mmap.mmap | None:
+        for _ in range(len(self._free)):
+            try:
+                memory = self._free.pop()  # the last that came is in the processor's cache
+            except IndexError:  # another thread took it
+                return None
+            if nbytes <= len(memory) <= _SLACK * nbytes + _ROUND:
+                return memory
+            self._free.appendleft(memory)
+        return None
+
+    def _back(self, memory: mmap.mmap) -> None:
+        self._free.append(memory)
+        try:
+            while sum(map(len, list(self._free))) > self._most:
+                self._free.popleft()
+        except (IndexError, RuntimeError):  # another thread is at it
+            pass
+
+
+blocks = Pool(1 << 27)
+"""What units are read into, in this process."""
+batches = Pool(1 << 26)
+"""What batches of this process lie in."""
