@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "random crops in batches: samples/s, time to first batch, CPU s per sample"
 PRIMARY, UNIT, HIGHER_IS_BETTER = "samples_per_s", "samples/s", True
-PEERS = READERS
+PEERS = (*READERS, "memmap")
 HERE = "benchmarks.contenders."
 OURS, RADIOBJECT = HERE + "radiodata:Radiodata", HERE + "radiobject:RadiObject"
 NNUNET, MONAI = HERE + "nnunet:NnunetBlosc2", HERE + "monai:Monai"
@@ -36,12 +36,11 @@ NNUNET, MONAI = HERE + "nnunet:NnunetBlosc2", HERE + "monai:Monai"
 class Parameters:
     shape: tuple[int, int, int] = (512, 512, 300)
     volumes: int = 4
-    crop: int = 96
-    batch: int = 4
+    cases: tuple[tuple[int, int], ...] = ((96, 4), (96, 16), (64, 4), (64, 16), (128, 4))  # crop and batch
     crops_per_volume: int = 32
     least_s: float = 5.0  # timed for at least so long, then to the end of the epoch
     cap_s: float = 30.0  # per row and repeat, and again for the warm-up
-    limit_s: float = 240.0  # a process that takes longer is stopped and its row says so
+    limit_s: float = 600.0  # a process that takes longer is stopped and its row says so
     repeats: int = 3
     seed: int = 0
 
@@ -50,7 +49,7 @@ FULL = Parameters()
 QUICK = Parameters(
     shape=(128, 128, 96),
     volumes=2,
-    crop=32,
+    cases=((32, 4), (24, 8)),
     crops_per_volume=8,
     least_s=0.3,
     cap_s=3.0,
@@ -62,17 +61,22 @@ QUICK = Parameters(
 def _rows() -> Iterator[Row]:
     """Yield the rows without workers, then those with two; --quick runs few of the latter."""
     for workers in (0, 2):
+        if workers:
+            yield replace(next(iter(_radiodata(1, ((32, 8),)))), quick=False)
         yield from _radiodata(workers)
         yield from _radiobject(workers)
         yield from _files(workers)
         yield from _volumes(workers)
 
 
-def _radiodata(workers: int) -> Iterator[Row]:
-    for tile, unit in ((64, 1), (64, 8), (32, 1), (32, 4), (32, 8)):
+def _radiodata(
+    workers: int, settings: tuple[tuple[int, int], ...] = ((64, 1), (64, 8), (32, 1), (32, 4), (32, 8), (32, 16))
+) -> Iterator[Row]:
+    for tile, unit in settings:
         name, options = f"radiodata (tile {tile}, unit {unit}, w{workers})", {"tile": tile, "unit": unit}
-        quick, note = workers == 0 or (tile, unit) == (32, 8), f"crops_per_unit={unit}"
-        yield Row("radiodata", name, OURS, ("radiodata",), options, workers, None, note, quick)
+        quick, note = unit < 16 and (workers == 0 or (tile, unit) == (32, 8)), f"crops_per_unit={unit}"
+        leading = (tile, unit) == (32, 8)
+        yield Row("radiodata", name, OURS, ("radiodata",), options, workers, None, note, leading, quick)
 
 
 def _radiobject(workers: int) -> Iterator[Row]:
@@ -82,17 +86,20 @@ def _radiobject(workers: int) -> Iterator[Row]:
             name = f"RadiObject ({label}, w{workers}{', spawned' if start else ''})"
             options, quick = {"tile": tile, "start": start}, workers == 0 or (start == "spawn" and tile == 64)
             if start or tile == 64 or not workers:
-                yield Row("RadiObject", name, RADIOBJECT, ("radiobject",), options, workers, None, "", quick)
+                leading = bool(start) and tile == 64
+                yield Row("RadiObject", name, RADIOBJECT, ("radiobject",), options, workers, None, "", leading, quick)
 
 
 def _files(workers: int) -> Iterator[Row]:
     w, quick = f"w{workers}", workers == 0
     for since in ("2.7", "2.8"):
         name, options = f"blosc2 (nnU-Net {since}, {w})", {"since": since}
-        yield Row("blosc2", name, NNUNET, ("blosc2",), options, workers, None, "", quick or since == "2.8")
-    yield Row("zarr", f"zarr v3 (chunk 64, {w})", HERE + "zarr:Zarr", ("zarr",), {}, workers, None, "", quick)
-    yield Row("memmap", f"memmap ({w})", HERE + "memmap:Memmap", (), {}, workers)
-    yield Row("memory", f"in memory ({w})", HERE + "ram:InMemory", (), {}, workers, None, "the limit", quick)
+        new = since == "2.8"
+        yield Row("blosc2", name, NNUNET, ("blosc2",), options, workers, None, "", new, quick or new)
+    yield Row("zarr", f"zarr v3 (chunk 64, {w})", HERE + "zarr:Zarr", ("zarr",), {}, workers, quick=quick)
+    yield Row("memmap", f"memmap ({w})", HERE + "memmap:Memmap", (), {}, workers, leading=True)
+    memory, note = HERE + "ram:InMemory", "the limit of DataLoader"
+    yield Row("memory", f"in memory ({w})", memory, (), {}, workers, None, note, True, quick)
 
 
 def _volumes(workers: int) -> Iterator[Row]:
@@ -100,12 +107,11 @@ def _volumes(workers: int) -> Iterator[Row]:
     w, quick = f"w{workers}", workers == 0
     queue, samples = "8 crops per volume read", "RandSpatialCropSamplesd: a batch is 4 crops of one volume"
     torchio, needs = HERE + "torchio:TorchIO", ("monai",)
-    yield Row("TorchIO", f"TorchIO Queue ({w})", torchio, ("torchio",), {}, workers, 8, queue, quick)
-    yield Row("MONAI", f"MONAI Dataset ({w})", MONAI, needs, {}, workers, 2, "one volume read per crop", quick)
-    yield Row("MONAI", f"MONAI Dataset (4 crops, {w})", MONAI, needs, {"samples": 4}, workers, 8, samples, quick)
-    yield Row(
-        "MONAI", f"MONAI CacheDataset ({w})", MONAI, needs, {"cache": True}, workers, None, "volumes in memory", quick
-    )
+    yield Row("TorchIO", f"TorchIO Queue ({w})", torchio, ("torchio",), {}, workers, 8, queue, quick=quick)
+    yield Row("MONAI", f"MONAI Dataset ({w})", MONAI, needs, {}, workers, 2, "one volume read per crop", quick=quick)
+    yield Row("MONAI", f"MONAI Dataset (4 crops, {w})", MONAI, needs, {"samples": 4}, workers, 8, samples, quick=quick)
+    cached, note = {"cache": True}, "volumes in memory"
+    yield Row("MONAI", f"MONAI CacheDataset ({w})", MONAI, needs, cached, workers, None, note, quick=quick)
 
 
 ROWS = tuple(_rows())
@@ -116,9 +122,11 @@ def data(folder: Path, parameters: Parameters) -> Phantoms:
 
 
 def cases(parameters: Parameters, row: Row) -> list[dict[str, Any]]:
-    """Return the one case of this benchmark."""
-    crop = parameters.crop
-    return [{"case": f"{crop}-cube, batch {parameters.batch}", "crop": crop, "crop_bytes": crop**3 * 2}]
+    """Return a crop and a batch each; of most rows only the first."""
+    return [
+        {"case": f"{crop}-cube, batch {batch}", "crop": crop, "batch": batch, "crop_bytes": crop**3 * 2}
+        for crop, batch in (parameters.cases if row.leading else parameters.cases[:1])
+    ]
 
 
 def describe(parameters: Parameters) -> dict[str, Any]:
@@ -135,11 +143,11 @@ def measure(
     case: dict[str, Any],
 ) -> dict[str, Any]:
     """Time one loader; return its figures as lists of one, to be pooled over repeats."""
-    p = parameters
+    p, crop, size = parameters, case["crop"], case["batch"]
     per_volume = row.crops_per_volume or p.crops_per_volume
-    spec = LoaderSpec(p.crop, p.batch, row.workers, per_volume, p.seed)
+    spec = LoaderSpec(crop, size, row.workers, per_volume, p.seed)
     importlib.import_module("torch.utils.data")  # in no timing, as the contender's own imports
-    for path in [folder] if contender.store(p.crop) else phantoms.niftis:
+    for path in [folder] if contender.store(crop) else phantoms.niftis:
         touch(path)
     tick = time.perf_counter()
     run = Run(contender.loader(phantoms, folder, spec))
@@ -149,7 +157,7 @@ def measure(
     _check(image, phantoms, spec)
     run.warm_up(p.cap_s)
     return {
-        **{name: [value] for name, value in run.timed(p.least_s, p.cap_s, p.batch).items()},
+        **{name: [value] for name, value in run.timed(p.least_s, p.cap_s, size).items()},
         "first_batch_s": [first_batch_s],
         "memory_bytes": [memory_bytes()],
         "dtype": str(image.dtype).removeprefix("torch."),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.registry import Row
 
 PREPARE_LIMIT_S = 1800.0
-CASE_KEYS = ("case", "kind", "crop")
+CASE_KEYS = ("case", "kind", "crop", "batch")
 
 
 @dataclass

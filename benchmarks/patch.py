@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
     from benchmarks.contenders.base import Box, Contender
 
-SUMMARY = "cubic crops of one volume, random and tile-aligned: ms per read"
+SUMMARY = "crops, slices and all of one volume: ms per read"
 PRIMARY, UNIT, HIGHER_IS_BETTER = "ms_per_read", "ms", False
-PEERS = READERS
+PEERS = (*READERS, "nibabel")
 HERE = "benchmarks.contenders."
+SLICES = {"axial slice": 2, "coronal slice": 1, "sagittal slice": 0}
+WHOLE = "whole volume"
 GRID = 64  # the grid of the tile-aligned starts; it suits tiles of 32 as well
 
 
@@ -32,8 +35,9 @@ GRID = 64  # the grid of the tile-aligned starts; it suits tiles of 32 as well
 class Parameters:
     shape: tuple[int, int, int] = (512, 512, 300)
     volumes: int = 1
-    crops: tuple[int, ...] = (64, 96, 128)
+    crops: tuple[int, ...] = (32, 64, 96, 128)
     reads: int = 32
+    whole: int = 5
     least_reads: int = 2
     cap_s: float = 8.0  # per row, case and repeat; a slow contender does fewer reads
     limit_s: float = 400.0  # a process that takes longer is stopped and its row says so
@@ -42,11 +46,13 @@ class Parameters:
 
 
 FULL = Parameters()
-QUICK = Parameters(shape=(128, 128, 96), crops=(32, 64), reads=12, cap_s=1.0, limit_s=60.0, repeats=1)
+QUICK = Parameters(shape=(128, 128, 96), crops=(32, 64), reads=12, whole=2, cap_s=1.0, limit_s=60.0, repeats=1)
 
 ROWS = (
     Row("radiodata", "radiodata (tile 64)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 64}),
     Row("radiodata", "radiodata (tile 32)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 32}),
+    Row("radiodata", "radiodata (tile 48)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 48}),
+    Row("radiodata", "radiodata (axial tiles)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": "axial"}),
     Row(
         "radiodata",
         "radiodata (tile 32, no kernel)",
@@ -81,6 +87,7 @@ ROWS = (
     Row("zarr", "zarr v3 (chunk 64)", HERE + "zarr:Zarr", ("zarr",)),
     Row("TorchIO", "TorchIO", HERE + "torchio:TorchIO", ("torchio",), note="reads the .nii.gz for each crop"),
     Row("MONAI", "MONAI", HERE + "monai:Monai", ("monai",), note="reads the .nii.gz for each crop"),
+    Row("nibabel", "nibabel", HERE + "nibabel:Nibabel", ("nibabel",), note="reads the .nii.gz for each crop"),
     Row("memmap", "memmap", HERE + "memmap:Memmap"),
 )
 
@@ -90,12 +97,31 @@ def data(folder: Path, parameters: Parameters) -> Phantoms:
 
 
 def cases(parameters: Parameters, row: Row) -> list[dict[str, Any]]:
-    """Return what each process of this benchmark measures: a crop side and a kind of start."""
-    return [
+    """Return what each process of this benchmark measures: a crop side and a kind of start, a slice, or all of it."""
+    cubes = [
         {"case": f"{kind} {crop}", "kind": kind, "crop": crop, "crop_bytes": crop**3 * 2}
         for crop in parameters.crops
         for kind in ("random", "aligned")
     ]
+    crop = parameters.crops[-2]  # what formats that are made for a patch are made for
+    slices = [
+        {"case": kind, "kind": kind, "crop": crop, "crop_bytes": 2 * prod(parameters.shape) // parameters.shape[axis]}
+        for kind, axis in SLICES.items()
+    ]
+    return [*cubes, *slices, {"case": WHOLE, "kind": WHOLE, "crop": crop, "crop_bytes": 2 * prod(parameters.shape)}]
+
+
+def boxes_of(parameters: Parameters, kind: str, crop: int) -> list[Box]:
+    """Return the boxes of a case: the same list for every contender and repeat."""
+    everything = tuple(slice(0, n) for n in parameters.shape)
+    if kind == WHOLE:
+        return [everything] * parameters.whole
+    if kind in SLICES:
+        axis = SLICES[kind]
+        rng = np.random.default_rng([parameters.seed, axis])
+        at = rng.integers(0, parameters.shape[axis], parameters.reads).tolist()
+        return [(*everything[:axis], slice(n, n + 1), *everything[axis + 1 :]) for n in at]
+    return [_box(start, crop) for start in starts(parameters, kind, crop)]
 
 
 def starts(parameters: Parameters, kind: str, crop: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -120,7 +146,7 @@ def measure(
     touch(folder if contender.store(crop) else phantoms.niftis[0])
     read = contender.reader(phantoms, folder, crop)
     times: list[float] = []
-    boxes = [_box(start, crop) for start in starts(parameters, case["kind"], crop)]
+    boxes = boxes_of(parameters, case["kind"], crop)
     first = read(boxes[0])  # untimed: opens what is opened once
     begin = time.perf_counter()
     for box in boxes:
@@ -130,7 +156,14 @@ def measure(
         first = read(box)
         times.append(1000 * (time.perf_counter() - tick))
         _check(first, truth[box], box)
-    return {PRIMARY: times, "dtype": str(first.dtype), "capped": len(times) < len(boxes)}
+    block = contender.block(parameters.shape, crop)
+    decoded = [] if block is None else [_decoded(box, block) * truth.itemsize for box in boxes]
+    return {PRIMARY: times, "decoded_bytes": decoded, "dtype": str(first.dtype), "capped": len(times) < len(boxes)}
+
+
+def _decoded(box: Box, block: tuple[int, int, int]) -> int:
+    """Voxels of the blocks that a box touches."""
+    return prod((-(-s.stop // n) - s.start // n) * n for s, n in zip(box, block, strict=True))
 
 
 def _box(start: np.ndarray[Any, np.dtype[np.int64]], crop: int) -> Box:

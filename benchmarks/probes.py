@@ -41,13 +41,14 @@ def cpu_seconds() -> float | None:
 
 
 def memory_bytes() -> int | None:
-    """Return the memory held by this process and its children alone (USS); None without psutil."""
+    """Return the memory of this process and its children, shared pages shared out (PSS); None without psutil."""
     try:
         import psutil
     except ImportError:
         return None
     me = psutil.Process()
-    return sum(int(process.memory_full_info().uss) for process in (me, *me.children(recursive=True)))
+    infos = [process.memory_full_info() for process in (me, *me.children(recursive=True))]
+    return sum(int(getattr(info, "pss", info.uss)) for info in infos)  # PSS is known on Linux alone
 
 
 def disk(path: Path) -> dict[str, int]:

@@ -32,6 +32,7 @@ class Row:
     workers: int = 0
     crops_per_volume: int | None = None
     note: str = ""
+    leading: bool = False  # measured in every case of its benchmark, others in the first
     quick: bool = True  # False: --quick leaves it out, and says so, unless it is named
 
     def build(self) -> Contender:

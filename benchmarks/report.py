@@ -17,6 +17,7 @@ EXTRA = {
     "wait_share": "waiting",
     "memory_bytes": "memory, MB",
     "bytes_per_sample": "MB/sample",
+    "decoded_bytes": "decoded, MB",
     "requests_per_sample": "requests/sample",
     "bandwidth_share": "bandwidth share",
     "worker_bytes": "a worker, MB",
@@ -111,7 +112,7 @@ def _extra(metric: dict[str, Any] | None, name: str) -> str:
 
 
 def _scaled(value: float, name: str) -> float:
-    return value / 1e6 if name == "bytes_per_sample" else value
+    return value / 1e6 if name in ("bytes_per_sample", "decoded_bytes") else value
 
 
 def _remarks(row: dict[str, Any]) -> str:

@@ -53,6 +53,10 @@ class Contender:
         """Return a function that reads one box of volume 0, everything that can stay open being open."""
         raise NotImplementedError(f"{type(self).__name__} is in the patch benchmark; it must implement reader()")
 
+    def block(self, shape: tuple[int, int, int], crop: int) -> tuple[int, int, int] | None:
+        """Return what is decoded as one, in voxels of a volume of a shape; None where it is no box."""
+        return None
+
     def loader(self, phantoms: Phantoms, folder: Path, spec: LoaderSpec) -> Iterable[Any]:
         """Return an iterable of batches, iterated again for the next epoch."""
         raise NotImplementedError(f"{type(self).__name__} is in the loader benchmark; it must implement loader()")

@@ -23,5 +23,8 @@ class Memmap(ArrayContender):
         for index, truth in enumerate(phantoms.truths):
             shutil.copyfile(truth, folder / f"{index}.npy")
 
+    def block(self, shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
+        return (1, 1, 1)
+
     def open(self, folder: Path, volume: int) -> Any:
         return np.load(folder / f"{volume}.npy", mmap_mode="r")

@@ -41,6 +41,11 @@ class NnunetBlosc2(ArrayContender):
         for index in range(phantoms.count):
             save(phantoms.truth(index)[:], folder / f"{index}.b2nd", crop, self.since)
 
+    def block(self, shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
+        rule = chunking_since_2_8 if self.since == "2.8" else chunking_up_to_2_7
+        x, y, z = rule(shape, (crop,) * 3, 2)[0]
+        return (x, y, z)
+
     def open(self, folder: Path, volume: int) -> Any:
         import blosc2
 

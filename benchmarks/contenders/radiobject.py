@@ -38,6 +38,9 @@ class RadiObject(Contender):
         niftis = [(path, f"sub-{index:03d}") for index, path in enumerate(phantoms.niftis)]
         VolumeCollection.from_niftis(str(folder / "CT"), niftis, name="CT")
 
+    def block(self, shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
+        return (self.tile, self.tile, self.tile)
+
     def reader(self, phantoms: Phantoms, folder: Path, crop: int) -> Reader:
         from radiobject import VolumeCollection
 

@@ -23,7 +23,7 @@ class Radiodata(Contender):
     requires = ("radiodata",)
 
     def __init__(
-        self, tile: int = 64, unit: int = 1, codec: str = "zstd:-1", *, direct: bool = True, compiled: bool = True
+        self, tile: int | str = 64, unit: int = 1, codec: str = "zstd:-1", *, direct: bool = True, compiled: bool = True
     ) -> None:
         self.tile, self.unit, self.codec = tile, unit, codec
         self.direct, self.compiled = direct, compiled
@@ -39,6 +39,11 @@ class Radiodata(Contender):
 
         config = StoreConfig(tiling=self.tile, filters=("byteshuffle", self.codec))
         Cohort.from_niftis(str(folder / "cohort"), images={"CT": phantoms.niftis}, config=config)
+
+    def block(self, shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
+        from radiodata import StoreConfig
+
+        return StoreConfig(tiling=self.tile).tile
 
     def reader(self, phantoms: Phantoms, folder: Path, crop: int) -> Reader:
         from radiodata import Cohort, ReadConfig

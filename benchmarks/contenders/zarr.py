@@ -34,6 +34,9 @@ class Zarr(ArrayContender):
                 zarr_format=3,
             )
 
+    def block(self, shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:
+        return (self.chunk, self.chunk, self.chunk)
+
     def open(self, folder: Path, volume: int) -> Any:
         import zarr
 
