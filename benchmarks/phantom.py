@@ -181,13 +181,14 @@ def _write(voxels: NDArray[np.int16], nifti: Path, truth: Path) -> None:
 
     image = nib.Nifti1Image(voxels, np.diag([*SPACING_MM, 1.0]))
     image.header.set_xyzt_units("mm")
-    _publish(nifti, gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    publish(nifti, gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
     partial = truth.with_suffix(".partial.npy")
     np.save(partial, voxels)
     partial.replace(truth)
 
 
-def _publish(path: Path, data: bytes) -> None:
+def publish(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_bytes(data)
     partial.replace(path)

@@ -99,6 +99,7 @@ def test_a_killed_run_goes_on_with_the_next_batch(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(tries(600, 600, 5400))
 @pytest.mark.parametrize("devices", [1, 2])
 def test_killed_at_random_steps_it_ends_with_the_same_weights(cohort: Cohort, tmp_path: Path, devices: int) -> None:
     """The stream and the final weights are those of the run that nobody killed; by either way that state is kept."""
