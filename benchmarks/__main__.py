@@ -1,4 +1,4 @@
-"""``python -m benchmarks list`` and ``python -m benchmarks run NAME``."""
+"""``python -m benchmarks list``, ``python -m benchmarks run NAME`` and ``python -m benchmarks report``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import registry, report
+from benchmarks.machine import ROOT
 from benchmarks.measure import Run
 from benchmarks.results import document
 
@@ -26,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200)
     if options.command == "list":
         return _list(console)
+    if options.command == "report":
+        return _report(options.results)
     if options.name not in registry.MODULES:
         print(
             f"no benchmark is called {options.name!r}; there are {', '.join(registry.MODULES)}",
@@ -58,6 +61,17 @@ def _run(console: Console, options: argparse.Namespace, rows: list[registry.Row]
     return 0
 
 
+def _report(folder: Path) -> int:
+    from benchmarks import page
+
+    try:
+        print(page.write(folder))
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return UNKNOWN
+    return 0
+
+
 def _list(console: Console) -> int:
     for name in registry.MODULES:
         module = registry.benchmark(name)
@@ -83,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name the benchmarks and their rows")
+    page = commands.add_parser("report", help="make one page of the results")
+    page.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR", help="of JSONs")
     run = commands.add_parser("run", help="run one benchmark")
     run.add_argument("name", help="a benchmark, as `list` prints it")
     run.add_argument("--json", type=Path, metavar="FILE", help="write the result here")

@@ -150,7 +150,8 @@ def measure(
     for path in [folder] if contender.store(crop) else phantoms.niftis:
         touch(path)
     tick = time.perf_counter()
-    run = Run(contender.loader(phantoms, folder, spec))
+    loader = contender.loader(phantoms, folder, spec)
+    run = Run(loader)
     batch = run.step()
     first_batch_s = time.perf_counter() - tick
     image = contender.image(batch)
@@ -160,6 +161,7 @@ def measure(
         **{name: [value] for name, value in run.timed(p.least_s, p.cap_s, size).items()},
         "first_batch_s": [first_batch_s],
         "memory_bytes": [memory_bytes()],
+        **{name: [value] for name, value in contender.facts(loader).items()},
         "dtype": str(image.dtype).removeprefix("torch."),
         "crops_per_volume": per_volume,
         "capped": run.cut,

@@ -48,3 +48,5 @@ def _panel(axis: Any, result: dict[str, Any], case: str) -> None:
     axis.set_xlabel(f"{result['unit']}, {'more' if result['higher_is_better'] else 'less'} is better", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.margins(x=0.15)
+    if len(rows) == 1 and metrics[0]["median"] > 0:  # a log scale needs two ends
+        axis.set_xlim(metrics[0]["median"] / 2, metrics[0]["median"] * 2)

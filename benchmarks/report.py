@@ -16,6 +16,8 @@ EXTRA = {
     "step_ms": "ms/step",
     "wait_share": "waiting",
     "memory_bytes": "memory, MB",
+    "decoded_share": "decoded, of delivered",
+    "overlap": "overlap",
     "bytes_per_sample": "MB/sample",
     "decoded_bytes": "decoded, MB",
     "requests_per_sample": "requests/sample",
@@ -30,10 +32,16 @@ EXTRA = {
 def show(console: Console, result: dict[str, Any]) -> None:
     """Print where a run was made, its rows and the sizes of the stores."""
     console.print(heading(result), highlight=False)
-    for case, rows in groupby(sorted(result["rows"], key=_case_order(result)), key=lambda row: row["case"]):
-        console.print(table(result, case, list(rows)))
+    for case, rows in by_case(result):
+        console.print(table(result, case, rows))
     if result["stores"]:
         console.print(stores(result))
+
+
+def by_case(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the rows of each case, in the order of the cases."""
+    ordered = sorted(result["rows"], key=_case_order(result))
+    return [(case, list(rows)) for case, rows in groupby(ordered, key=lambda row: row["case"])]
 
 
 def heading(result: dict[str, Any]) -> str:
@@ -52,23 +60,24 @@ def heading(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any], case: str, rows: list[dict[str, Any]]) -> Table:
     """Return one case as a table, best median first, what was not measured last."""
-    extra = [name for name in EXTRA if any(name in row["metrics"] for row in rows)]
     size = f" ({rows[0]['crop_bytes'] / 1e6:.2f} MB a crop)" if "crop_bytes" in rows[0] else ""
     grid = Table(title=f"{case}{size}", title_justify="left")
-    grid.add_column("contender", no_wrap=True)
-    for name in (
-        f"median, {result['unit']}",
-        "IQR",
-        "n",
-        *(EXTRA[e] for e in extra),
-        *(f"x {p}" for p in rows[0]["ratios"]),
-    ):
-        grid.add_column(name, justify="right")
-    grid.add_column("remarks")
-    sign = -1 if result["higher_is_better"] else 1
-    for row in sorted(rows, key=lambda r: sign * _median(r, result["primary"], sign * float("inf"))):
-        grid.add_row(*_cells(row, result["primary"], extra))
+    names, lines = cells(result, rows)
+    for name in names:
+        grid.add_column(name, no_wrap=name == names[0], justify="left" if name in (names[0], names[-1]) else "right")
+    for line in lines:
+        grid.add_row(*line)
     return grid
+
+
+def cells(result: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns of one case, and its lines, best median first."""
+    extra = [name for name in EXTRA if any(name in row["metrics"] for row in rows)]
+    ratios = [f"x {peer}" for peer in rows[0]["ratios"]]
+    names = ["contender", f"median, {result['unit']}", "IQR", "n", *(EXTRA[e] for e in extra), *ratios, "remarks"]
+    sign = -1 if result["higher_is_better"] else 1
+    ordered = sorted(rows, key=lambda r: sign * _median(r, result["primary"], sign * float("inf")))
+    return names, [_cells(row, result["primary"], extra) for row in ordered]
 
 
 def stores(result: dict[str, Any]) -> Table:

@@ -85,7 +85,7 @@ def test_rows_have_names_of_their_own_and_contenders_import_lazily(module):
 
 def test_select_takes_families_and_rows():
     assert [r.name for r in registry.select(patch.ROWS, "memmap")] == ["memmap"]
-    assert len(registry.select(patch.ROWS, "RADIODATA")) == 5
+    assert len(registry.select(patch.ROWS, "RADIODATA")) == 7
     two = ["memmap (w0)", "radiodata (tile 64, unit 8, w2)"]
     assert [r.name for r in registry.select(loader.ROWS, ", ".join(reversed(two)))] == two
     assert len(registry.select(patch.ROWS, None)) == len(patch.ROWS)
@@ -171,15 +171,87 @@ def test_json_says_what_it_ran_on(quick):
 
 def test_json_has_every_case_with_its_spread(quick):
     result, _ = quick
-    assert [row["case"] for row in result["rows"]] == ["random 32", "aligned 32", "random 64", "aligned 64"]
+    cubes = ["random 32", "aligned 32", "random 64", "aligned 64"]
+    assert [row["case"] for row in result["rows"]] == [*cubes, *patch.SLICES, patch.WHOLE]
+    x, y, z = result["parameters"]["shape"]
+    slices = {"axial slice": x * y, "coronal slice": x * z, "sagittal slice": y * z, patch.WHOLE: x * y * z}
     for row in result["rows"]:
         metric = row["metrics"]["ms_per_read"]
         assert row["status"] == "ok"
         assert row["dtype"] == "int16"
-        assert row["crop_bytes"] == 2 * row["crop"] ** 3
-        assert metric["n"] == len(metric["values"]) == 2 * patch.QUICK.reads  # both repeats
+        assert row["crop_bytes"] == 2 * slices.get(row["case"], row["crop"] ** 3)
+        assert set(row["metrics"]["decoded_bytes"]["values"]) == {row["crop_bytes"]}  # a memmap decodes what is asked
+        reads = patch.QUICK.whole if row["case"] == patch.WHOLE else patch.QUICK.reads
+        assert metric["n"] == len(metric["values"]) == 2 * reads  # both repeats
         assert 0 < metric["q1"] <= metric["median"] <= metric["q3"]
-        assert row["ratios"] == {"RadiObject": None, "blosc2": None}
+        assert row["ratios"] == {"RadiObject": None, "blosc2": None, "nibabel": None}
+
+
+def test_bytes_decoded_are_of_whole_blocks():
+    box = (slice(10, 20), slice(0, 64), slice(63, 65))
+    assert patch._decoded(box, (32, 32, 32)) == 32 * 64 * 64
+    assert patch._decoded(box, (1, 1, 1)) == 10 * 64 * 2
+    assert patch._decoded(box, (8, 64, 65)) == 16 * 64 * 65
+
+
+def rows_of(*given):
+    return [
+        {
+            "family": family, "row": row, "case": case, "status": "ok", "note": "", "ratios": {"blosc2": None},
+            "metrics": {"ms_per_read": {"median": value, "iqr": 0.1, "q1": value, "q3": value, "n": 3}},
+        }
+        for family, row, case, value in given
+    ]  # fmt: skip
+
+
+def test_the_page_tells_goals_and_losses(quick, tmp_path):
+    result = {
+        **quick[0],
+        "rows": rows_of(
+            ("radiodata", "radiodata (tile 32)", "random 96", 1.0),
+            ("radiodata", "radiodata (tile 64)", "random 96", 2.0),
+            ("RadiObject", "RadiObject", "random 96", 9.0),
+            ("blosc2", "blosc2", "random 96", 0.5),
+            ("memmap", "memmap", "random 96", 0.97),
+            ("radiodata", "radiodata (tile 32)", "whole volume", 1.0),
+            ("nibabel", "nibabel", "whole volume", 3.0),
+        ),
+    }
+    (tmp_path / "patch.json").write_text(json.dumps(result))
+    done = command("report", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "README.md").read_text()
+    assert "| random 96-cube: x RadiObject | >= 8 | 9 | yes |" in page
+    assert "| whole volume: of nibabel's time | <= 0.25 | 0.333 | **no** |" in page
+    assert "| loader, image: x RadiObject | >= 30 | not measured |  |" in page
+    assert "| patch | random 96 | blosc2 | 2.00 |" in page
+    assert "memmap | 1.03" not in page  # within what counts as a loss
+    assert result["machine"]["cpu"] in page
+    assert (tmp_path / "patch.png").stat().st_size > 1000
+
+
+def test_a_page_of_nothing_is_refused(tmp_path):
+    done = command("report", "--results", str(tmp_path))
+    assert done.returncode == 2
+    assert "holds no result" in done.stderr
+
+
+def test_foreground_is_drawn_for_a_third_of_the_crops(tmp_path):
+    from benchmarks.contenders.base import LoaderSpec
+    from benchmarks.contenders.labels import Memmap
+    from benchmarks.labelled import Labelled
+
+    phantoms = Labelled(tmp_path, (64, 64, 48), 2)
+    phantoms.make()
+    folder = tmp_path / "memmap"
+    folder.mkdir()
+    contender = Memmap()
+    contender.prepare(phantoms, folder, 16)
+    loader = contender.loader(phantoms, folder, LoaderSpec(16, 4, 0, 120))
+    labels = [batch["label"] for batch in loader]
+    share = np.mean([(label[:, 0, 8, 8, 8] > 0).numpy().mean() for label in labels])
+    anywhere = np.mean([(phantoms.label_of(phantoms.truth(i)[:]) > 0).mean() for i in range(2)])
+    assert share > 0.15 + anywhere  # crops at the rim are moved inside, away from their place
 
 
 @pytest.mark.slow
@@ -234,9 +306,9 @@ def test_what_quick_leaves_out_is_listed(tmp_path, monkeypatch):
     row = next(row for row in loader.ROWS if not row.quick and row.family == "memory")
     run = Run("loader", loader, tmp_path, quick=True, repeats=1, tell=lambda line: None)
     monkeypatch.setattr(run, "_must", lambda job, what: None)
-    [entry] = run.measure([row])
-    assert entry["status"] == "left out"
-    assert "--quick" in entry["error"]
+    for entry in run.measure([row]):
+        assert entry["status"] == "left out"
+        assert "--quick" in entry["error"]
 
 
 def test_a_failure_is_listed_with_its_error(tmp_path):
@@ -249,7 +321,7 @@ def test_a_failure_is_listed_with_its_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("run", "nothing"), "patch, loader, table"), (("run", "patch", "--contenders", "nobody"), "RadiObject")],
+    [(("run", "nothing"), "patch, loader, foreground"), (("run", "patch", "--contenders", "nobody"), "RadiObject")],
 )
 def test_unknown_name_is_status_2(arguments, said):
     done = command(*arguments)

@@ -35,6 +35,8 @@ class Contender:
     """One way of storing volumes and reading crops. Methods get the folder that ``prepare`` filled."""
 
     requires: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = True
+    """Whether its reads give voxels; else they are a limit, and not compared."""
 
     def import_all(self) -> None:
         """Import what the contender needs, so that imports are in no timing."""
@@ -64,6 +66,10 @@ class Contender:
     def image(self, batch: Any) -> Any:
         """Take the tensor (B, 1, x, y, z) out of a batch."""
         return batch
+
+    def facts(self, loader: Any) -> dict[str, float]:
+        """Return what is known of a loader without a measurement."""
+        return {}
 
 
 class CropDataset:
