@@ -86,8 +86,7 @@ def _radiobject(workers: int) -> Iterator[Row]:
             name = f"RadiObject ({label}, w{workers}{', spawned' if start else ''})"
             options, quick = {"tile": tile, "start": start}, workers == 0 or (start == "spawn" and tile == 64)
             if start or tile == 64 or not workers:
-                leading = bool(start) and tile == 64
-                yield Row("RadiObject", name, RADIOBJECT, ("radiobject",), options, workers, None, "", leading, quick)
+                yield Row("RadiObject", name, RADIOBJECT, ("radiobject",), options, workers, quick=quick)
 
 
 def _files(workers: int) -> Iterator[Row]:

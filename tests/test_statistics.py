@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from radiodata.geometry import tile_counts
+from radiodata.ingest import statistics
 from radiodata.ingest.statistics import VolumeStatistics, image_statistics, iter_tiles, label_statistics
 
 shapes = st.tuples(*[st.integers(1, 11)] * 3)
@@ -74,6 +75,47 @@ def test_images_of_ints(data: st.DataObject, dtype: str, shape: tuple, tile: tup
     narrow = st.integers(max(np.iinfo(dtype).min, -1024), min(np.iinfo(dtype).max, 1500))
     elements = data.draw(st.sampled_from([narrow, None]))
     check_image(data.draw(hnp.arrays(dtype, (channels, *shape), elements=elements)), tile)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data(), st.sampled_from(["i1", "u1", "i2", "u2", "i4", "u4"]), shapes, tiles, st.integers(1, 3))
+def test_compiled_counts_are_those_of_numpy(
+    data: st.DataObject, dtype: str, shape: tuple, tile: tuple, channels: int
+) -> None:
+    pytest.importorskip("numba", reason="needs radiodata[fast]")
+    narrow = st.integers(max(np.iinfo(dtype).min, -1024), min(np.iinfo(dtype).max, 1500))
+    elements = data.draw(st.sampled_from([narrow, None]))
+    values = data.draw(hnp.arrays(dtype, (channels, *shape), elements=elements))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "worthwhile", lambda: True)
+        found = check_image(values, tile)
+        low, high = int(values.min()), int(values.max())
+        small = max(abs(low), abs(high)) <= statistics._MOST_EXACT
+        assert (statistics._counter(values, tile, low, high) is not None) == small
+        patch.setattr(statistics, "worthwhile", lambda: False)
+        wanted = check_image(values, tile)
+    assert found.obs.keys() == wanted.obs.keys()
+    for name, value in wanted.obs.items():
+        np.testing.assert_array_equal(found.obs[name], value, err_msg=name)
+    for name, column in wanted.tiles.items():
+        np.testing.assert_array_equal(found.tiles[name], column, err_msg=name)
+        assert found.tiles[name].dtype == column.dtype
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((1, 4, 4, 4), 1 << 18, np.int32),
+        np.full((1, 4, 4, 4), 5, np.int64),
+        np.asfortranarray(np.arange(64, dtype=np.int16).reshape(1, 4, 4, 4)),
+    ],
+    ids=["large values", "64 bits", "another order"],
+)
+def test_what_the_compiled_counter_leaves_to_numpy(values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "worthwhile", lambda: True)
+    assert statistics._counter(values, TILE, int(values.min()), int(values.max())) is None
+    assert statistics._counter(values, (1 << 10, 1 << 10, 1), 0, 9) is None
+    check_image(values, TILE)
 
 
 @settings(max_examples=120, deadline=None)

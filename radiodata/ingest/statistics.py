@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from radiodata.geometry import Shape3, tile_counts
+from radiodata.store.direct.kernels import Kernels
+from radiodata.store.direct.writing import worthwhile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from radiodata._typing import Voxels
+
+    Counter: TypeAlias = "Callable[[Voxels, Shape3, int, int, float], tuple[_ImageTiles, NDArray[np.int64]]]"
 
 CT_AIR = -900.0
 """HU at or below which a voxel of a CT counts as air."""
 _EXACT_BINS = 65_536
 _STORED_BINS = 4_096
 _CHUNK = 1 << 17
+_MOST_EXACT, _MOST_CELLS = 1 << 17, 1 << 19
+"""Of larger values, or of more cells, sums of squares are beyond what float64 holds exactly."""
 _HELD = 1 << 18
 
 
@@ -99,24 +105,11 @@ def _describe_counted(
     values: Voxels, tile: Shape3, low: int, high: int, air: float
 ) -> tuple[_ImageTiles, dict[str, Any]]:
     """Integers of a narrow range: everything follows from how often each value occurs."""
-    tiles, bins = _ImageTiles(), int(high) - int(low) + 1
-    wide = np.uint64 if values.dtype == np.uint64 else np.int64
+    bins = int(high) - int(low) + 1
+    counted = _counter(values, tile, low, high)
+    tiles, counts = (counted or _count)(values, tile, int(low), bins, air)
     steps = np.arange(bins, dtype=np.float64)
     body = steps > air - low
-    worth = np.stack([steps + low, (steps + low) ** 2, body], axis=1)
-    counts, found, held = np.zeros(bins, np.int64), np.empty((max(_HELD // bins, 1), bins), np.float64), 0
-    above = np.empty(min(int(np.prod(tile)), values.size), wide)  # one for all: a new one is pages to be cleared
-    for flat in _blocks(values, tile):
-        np.subtract(flat, wide(low), out=above[: len(flat)])
-        of_tile = np.bincount(above[: len(flat)].view(np.int64), minlength=bins)
-        tiles.ends.append((flat.min().item(), flat.max().item()))
-        counts += of_tile
-        found[held] = of_tile
-        held += 1
-        if held == len(found):
-            tiles.sums.append(_summed(found, worth))
-            held = 0
-    tiles.sums.append(_summed(found[:held], worth))
     counts[~body] = 0
     total = int(counts.sum())
     if not total:
@@ -131,6 +124,63 @@ def _describe_counted(
         **{name: float(low + step) for name, step in ranks.items()},
         **_histogram(counts, float(low), 1),
     }
+
+
+def _count(values: Voxels, tile: Shape3, low: int, bins: int, air: float) -> tuple[_ImageTiles, NDArray[np.int64]]:
+    """Describe tiles, and count each value from `low` on."""
+    tiles = _ImageTiles()
+    wide = np.uint64 if values.dtype == np.uint64 else np.int64
+    steps = np.arange(bins, dtype=np.float64)
+    worth = np.stack([steps + low, (steps + low) ** 2, steps > air - low], axis=1)
+    counts, found, held = np.zeros(bins, np.int64), np.empty((max(_HELD // bins, 1), bins), np.float64), 0
+    above = np.empty(min(int(np.prod(tile)), values.size), wide)  # one for all: a new one is pages to be cleared
+    for flat in _blocks(values, tile):
+        np.subtract(flat, wide(low), out=above[: len(flat)])
+        of_tile = np.bincount(above[: len(flat)].view(np.int64), minlength=bins)
+        tiles.ends.append((flat.min().item(), flat.max().item()))
+        counts += of_tile
+        found[held] = of_tile
+        held += 1
+        if held == len(found):
+            tiles.sums.append(_summed(found, worth))
+            held = 0
+    tiles.sums.append(_summed(found[:held], worth))
+    return tiles, counts
+
+
+def _counter(values: Voxels, tile: Shape3, low: int, high: int) -> Counter | None:
+    """Give the compiled counterpart of ``_count``, where it is worth its loading, and its sums are exact."""
+    exact = max(abs(int(low)), abs(int(high))) <= _MOST_EXACT and int(np.prod(tile)) <= _MOST_CELLS
+    contiguous = values.dtype.itemsize < 8 and values.flags.c_contiguous
+    return _kernels.get(values.dtype.str) if exact and contiguous and worthwhile() else None
+
+
+def _function(cache: bool) -> Any:
+    from radiodata.ingest import counting
+
+    return counting.compiled(cache=cache)
+
+
+def _made(function: Any, dtype: Any) -> Counter:
+    def count(
+        values: Voxels, tile: Shape3, low: int, bins: int, air: float
+    ) -> tuple[_ImageTiles, NDArray[np.int64]]:
+        n = len(values) * int(np.prod(tile_counts(values.shape[1:], tile)))
+        counts, ends, sums = np.zeros((4, bins), np.int64), np.empty((n, 2), values.dtype), np.empty((n, 3), np.int64)
+        flat = values.reshape(-1)
+        function(flat, values.shape, tile, low, int(np.floor(air)), counts, ends, sums)
+        return _ImageTiles(ends.tolist(), [sums.astype(np.float64)]), counts.sum(axis=0)
+
+    given = (np.arange(2 * 5 * 6 * 7) * 31 % 97 + 3).astype(dtype).reshape(2, 5, 6, 7)
+    proof = given, (3, 4, 5), 3, 97, 40.0
+    (found, counts), (truth, wanted) = count(*proof), _count(*proof)
+    same = all(np.array_equal(v, truth.columns()[k]) for k, v in found.columns().items())
+    if not same or not np.array_equal(counts, wanted):
+        raise RuntimeError("its counts are not those of the voxels that were given")
+    return count
+
+
+_kernels = Kernels("volumes are described", _function, _made)
 
 
 def _summed(found: NDArray[np.float64], worth: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ class Pool:
         """Give an array in C order that holds anything."""
         count = int(np.prod(shape, dtype=np.int64))
         nbytes = count * np.dtype(dtype).itemsize
-        if nbytes < SMALL:
+        if nbytes < SMALL or not hasattr(mmap, "MAP_PRIVATE"):
             return np.empty(shape, dtype)
         memory = self._taken(nbytes) or mmap.mmap(-1, -(-nbytes // _ROUND) * _ROUND, mmap.MAP_PRIVATE)
         array = np.frombuffer(memory, dtype, count)  # all views refer to it, for its memory is no array's

@@ -35,6 +35,11 @@ LEAST = 1 << 26
 _seen = 0
 
 
+def worthwhile() -> bool:
+    """Whether this process has written so much that kernels are worth their loading."""
+    return _seen >= LEAST
+
+
 def write(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> bool:
     """Write a volume, ``(channel, x, y, z)``, into its slot, or say that TileDB is to do it: nothing is left then.
 
@@ -48,7 +53,7 @@ def write(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> bool:
     try:
         place = local_path(uri)
         need(place is not None, "it is on an object store")
-        need(_seen >= LEAST, "little was written so far")
+        need(worthwhile(), "little was written so far")
         need(ctx.config()["sm.encryption_type"] == "NO_ENCRYPTION", "it is encrypted")
         schema = tiledb.ArraySchema.load(uri, ctx=ctx)
         need(schema.version == VERSION, f"its format version is {schema.version}")
