@@ -11,7 +11,7 @@ import csv
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ class Parameters:
 
 
 FULL = Parameters()
-QUICK = Parameters(shape=(128, 128, 96), crop=32, most=3, limit_s=120.0)
+QUICK = Parameters(shape=(128, 128, 96), crop=32, most=1, limit_s=120.0)
 
 
 def _rows() -> list[Row]:
@@ -50,11 +50,13 @@ def _rows() -> list[Row]:
         name = f"radiodata (tile {tile}, {' + '.join(filters)})"
         return Row("radiodata", name, HERE + "Radiodata", ("radiodata",), {"tile": tile, "filters": filters})
 
+    shuffled = [(32, 3), (48, -1), (48, 3), (64, -1), (64, 3)]
+    others = [ours(tile, "byteshuffle", f"zstd:{level}") for tile, level in shuffled]
+    others += [ours(32, "bitshuffle", "lz4"), ours(32, "zstd:3")]
     return [
-        *(ours(tile, "byteshuffle", f"zstd:{level}") for tile in (32, 48, 64) for level in (-1, 3)),
+        ours(32, "byteshuffle", "zstd:-1"),
         ours(32, "byteshuffle", "lz4"),
-        ours(32, "bitshuffle", "lz4"),
-        ours(32, "zstd:3"),
+        *(replace(row, quick=False) for row in others),
         Row("blosc2", "blosc2 (nnU-Net 2.7)", HERE + "Blosc2", ("blosc2",), {"since": "2.7"}),
         Row("blosc2", "blosc2 (nnU-Net 2.8)", HERE + "Blosc2", ("blosc2",), {"since": "2.8"}),
         Row("zarr", "zarr v3 (chunk 64)", HERE + "ZarrArray", ("zarr",)),

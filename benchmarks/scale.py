@@ -41,7 +41,7 @@ class Parameters:
 
 
 FULL = Parameters()
-QUICK = Parameters(counts=(100, 1_000), limit_s=60.0, repeats=1)
+QUICK = Parameters(counts=(200,), limit_s=60.0, repeats=1)
 
 ROWS = (
     Row("radiodata", "radiodata", HERE + "Apart", ("radiodata",)),

@@ -22,7 +22,7 @@ from radiodata.lightning import RadiologyDataModule, window_of
 from radiodata.sampling import Column, Fractions, KFold
 from radiodata.store import Cohort
 
-ROUNDS = tries(2, 3, 20)
+ROUNDS = tries(2, 2, 20)
 SCRIPT = Path(__file__).with_name("fit_script.py")
 
 

@@ -32,7 +32,7 @@ from radiodata.ingest import ingest_niftis
 from radiodata.ingest.nifti import NiftiFile
 from radiodata.store import Cohort, verify
 
-ROUNDS = tries(6, 8, 25)
+ROUNDS = tries(6, 6, 25)
 SUBJECTS = 8
 
 

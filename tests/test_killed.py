@@ -22,7 +22,7 @@ from effort import tries
 from radiodata.store import Cohort
 
 ROUNDS = {
-    what: tries(4, 12, many)
+    what: tries(4, 8, many)
     for what, many in {"append": 50, "write": 50, "remove": 50, "optimize": 10, "update": 10}.items()
 }
 

@@ -162,9 +162,7 @@ def _function(cache: bool) -> Any:
 
 
 def _made(function: Any, dtype: Any) -> Counter:
-    def count(
-        values: Voxels, tile: Shape3, low: int, bins: int, air: float
-    ) -> tuple[_ImageTiles, NDArray[np.int64]]:
+    def count(values: Voxels, tile: Shape3, low: int, bins: int, air: float) -> tuple[_ImageTiles, NDArray[np.int64]]:
         n = len(values) * int(np.prod(tile_counts(values.shape[1:], tile)))
         counts, ends, sums = np.zeros((4, bins), np.int64), np.empty((n, 2), values.dtype), np.empty((n, 3), np.int64)
         flat = values.reshape(-1)
