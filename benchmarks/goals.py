@@ -94,7 +94,7 @@ GOALS = (
          of("disk", _REAL, _STORE, "worst_share")),
     Goal("ingest: x RadiObject", 3, True, ratio("ingest", "NIfTI", "RadiObject", theirs_first=True)),
     Goal("ingest: of inflating and compressing", 1.3, False, ratio("ingest", "NIfTI", "limit")),
-    Goal("S3, 30 ms, 1 Gbit/s: x RadiObject", 50, True, ratio("s3", _CLOUD, "RadiObject", "radiodata, ")),
+    Goal("S3, 30 ms, 1 Gbit/s: x RadiObject", 50, True, ratio("s3", _CLOUD, "RadiObject", "radiodata, 2 workers")),
     Goal("S3, 30 ms, 1 Gbit/s: share of the line", 0.8, True,
          of("s3", _CLOUD, "radiodata, 2 workers", "bandwidth_share")),
     Goal("100,000 volumes: open and filter, s", 1, False, of("scale", _SCALE, "radiodata", "ms", 1e-3)),
