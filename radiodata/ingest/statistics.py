@@ -167,7 +167,9 @@ def _made(function: Any, dtype: Any) -> Counter:
         counts, ends, sums = np.zeros((4, bins), np.int64), np.empty((n, 2), values.dtype), np.empty((n, 3), np.int64)
         flat = values.reshape(-1)
         function(flat, values.shape, tile, low, int(np.floor(air)), counts, ends, sums)
-        return _ImageTiles(ends.tolist(), [sums.astype(np.float64)]), counts.sum(axis=0)
+        return _ImageTiles(
+            [(low_high[0], low_high[1]) for low_high in ends.tolist()], [sums.astype(np.float64)]
+        ), counts.sum(axis=0)
 
     given = (np.arange(2 * 5 * 6 * 7) * 31 % 97 + 3).astype(dtype).reshape(2, 5, 6, 7)
     proof = given, (3, 4, 5), 3, 97, 40.0
