@@ -520,7 +520,7 @@ def test_an_encrypted_cohort_is_sealed_there_too(s3: Place, tmp_path: Path, monk
 
 def test_large_objects_are_put_in_parts(s3: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_subject(tmp_path, 0, (64, 64, 64))
-    monkeypatch.setattr("radiodata.ingest.volume.LARGE_BYTES", 1000)
+    monkeypatch.setattr("radiodata.store.writer.LARGE_BYTES", 1000)
     uri = f"s3://{BUCKET}/large"
     s3.proxy.taken()
     ingest_niftis(uri, {"CT": tmp_path / "CT"}, config=StoreConfig(tiling=16), read=s3.config(), executor="threads")
