@@ -74,7 +74,7 @@ def of(name: str, case: str, row: str, metric: str | None = None, scale: float =
 _DEFAULT, _FIRST = "radiodata (tile 32, unit 8", "96-cube, batch 4"
 _LITTLE, _PATCH = "radiodata (tile 32, unit 4", "radiodata (tile 32)"
 _SCALE, _CLOUD = "open, filter, 100,000", "30 ms, 1000 Mbit"
-_STORE = "radiodata (tile 32, byteshuffle + zstd:-1"
+_STORE = "radiodata (tile 32)"
 _REAL = "images, 32 voxels"
 GOALS = (
     Goal("loader, image: x blosc2 as nnU-Net 2.7", 4, True, ratio("loader", _FIRST, "blosc2 (nnU-Net 2.7", _DEFAULT)),

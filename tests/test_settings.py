@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiledb
 from conftest import Tiny, save
 
 from radiodata.errors import ConfigError, IngestError
 from radiodata.ingest import ingest_niftis
-from radiodata.store import Cohort, ReadConfig, StoreConfig
+from radiodata.store import Cohort, ReadConfig, StoreConfig, Volume
 
 FILE = """
 store:
@@ -131,6 +132,31 @@ def test_lists_and_mappings_of_other_kinds_are_taken() -> None:
     made = OmegaConf.create({"tiling": [8, 8, 8], "filters": ["zstd:1"], "tiledb": {"vfs": {"s3": {"region": "x"}}}})
     assert StoreConfig(tiling=made.tiling, filters=made.filters) == StoreConfig((8, 8, 8), ("zstd:1",))
     assert ReadConfig(tiledb=made.tiledb).tiledb == {"vfs.s3.region": "x"}
+
+
+def filters_of(volume: Volume) -> list[str]:
+    with tiledb.open(volume.source.uri) as array:
+        filters = array.schema.attr(0).filters
+    return [type(one).__name__.removesuffix("Filter") + str(getattr(one, "level", "")) for one in filters]
+
+
+@pytest.mark.parametrize("said", [None, ("byteshuffle", "zstd:3")])
+def test_filters_suit_the_voxels_unless_they_are_said(tmp_path: Path, said: tuple[str, ...] | None) -> None:
+    rng = np.random.default_rng(0)
+    suited = {
+        "CT": (rng.integers(-9, 999, (9, 10, 11), np.int16), ["ByteShuffle", "Zstd-1"]),
+        "MR": (rng.integers(0, 99, (9, 10, 11), np.uint8), ["Zstd3"]),
+        "few": (rng.integers(0, 3, (9, 10, 11), np.uint8), ["Zstd9"]),
+        "many": (rng.integers(0, 999, (9, 10, 11), np.int16), ["ByteShuffle", "Zstd9"]),
+    }
+    for name, (voxels, _) in suited.items():
+        save(voxels, np.eye(4), tmp_path / name / "a.nii")
+    config = StoreConfig(tiling=8, filters=said)
+    ingest_niftis(str(tmp_path / "c"), {n: tmp_path / n for n in suited}, labels=("few", "many"), config=config)
+    for name, (voxels, filters) in suited.items():
+        volume = Cohort(tmp_path / "c")[name].iloc[0]
+        assert np.array_equal(volume.to_numpy(), voxels)
+        assert filters_of(volume) == (["ByteShuffle", "Zstd3"] if said else filters), name
 
 
 def test_a_cohort_is_made_and_opened_as_the_environment_says(

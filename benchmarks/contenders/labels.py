@@ -43,7 +43,7 @@ class Radiodata(Labels):
         from radiodata import Cohort, Foreground, PatchDataset, PatchLoader  # noqa: F401  the names load on demand
 
     def store(self, crop: int) -> str:
-        return "radiodata-32"
+        return "radiodata-32-default"
 
     def prepare(self, phantoms: Labelled, folder: Path, crop: int) -> None:  # type: ignore[override]
         from radiodata import Cohort

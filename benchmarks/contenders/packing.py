@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Packing(Contender):
     """One way of keeping voxels."""
 
-    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int) -> None:
-        """Write them; they are of the file at `path`."""
+    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int, kind: str) -> None:
+        """Write them; they are of the file at `path`, ``"image"`` or ``"label"``."""
         raise NotImplementedError(f"{type(self).__name__} is in the disk benchmark; it must implement write()")
 
     def read(self, folder: Path, voxels: NDArray[Any]) -> NDArray[Any]:
@@ -38,16 +38,16 @@ class Radiodata(Packing):
 
     requires = ("radiodata", "tiledb")
 
-    def __init__(self, tile: int, filters: tuple[str, ...]) -> None:
+    def __init__(self, tile: int, filters: tuple[str, ...] | None) -> None:
         self.tile, self.filters = tile, filters
 
-    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int) -> None:
+    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int, kind: str) -> None:
         from radiodata.store import ReadConfig, StoreConfig
         from radiodata.store.context import context
         from radiodata.store.writer import ensure_shard, store_volume
 
         config = StoreConfig(tiling=self.tile, filters=self.filters)
-        ensure_shard(str(folder / "s"), str(voxels.dtype), config, context(ReadConfig()))
+        ensure_shard(str(folder / "s"), str(voxels.dtype), config, context(ReadConfig()), kind)
         store_volume(str(folder / "s"), 0, voxels, ReadConfig())
 
     def read(self, folder: Path, voxels: NDArray[Any]) -> NDArray[Any]:
@@ -70,7 +70,7 @@ class Blosc2(Packing):
     def __init__(self, since: str) -> None:
         self.since = since
 
-    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int) -> None:
+    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int, kind: str) -> None:
         import blosc2
 
         blosc2.set_nthreads(1)
@@ -88,7 +88,7 @@ class ZarrArray(Packing):
 
     requires = ("zarr",)
 
-    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int) -> None:
+    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int, kind: str) -> None:
         import zarr
         from zarr.codecs import ZstdCodec
 
@@ -106,7 +106,7 @@ class NiftiGz(Packing):
 
     requires = ("nibabel",)
 
-    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int) -> None:
+    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int, kind: str) -> None:
         shutil.copyfile(path, folder / "v.nii.gz")
 
     def read(self, folder: Path, voxels: NDArray[Any]) -> NDArray[Any]:
@@ -119,7 +119,7 @@ class NiftiGz(Packing):
 class Npy(Packing):
     """No compression."""
 
-    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int) -> None:
+    def write(self, voxels: NDArray[Any], path: Path, folder: Path, crop: int, kind: str) -> None:
         np.save(folder / "v.npy", voxels)
 
     def read(self, folder: Path, voxels: NDArray[Any]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Radiodata(Contender):
-    """``tile``: side of the cubic tiles. ``unit``: crops cut from one read of tiles. ``codec``: of the tiles.
+    """``tile``: side of the cubic tiles. ``unit``: crops cut from one read of tiles. ``codec``: not the default's.
 
     ``direct``, ``compiled``: as in ``ReadConfig``, for single reads.
     """
@@ -23,7 +23,7 @@ class Radiodata(Contender):
     requires = ("radiodata",)
 
     def __init__(
-        self, tile: int | str = 64, unit: int = 1, codec: str = "zstd:-1", *, direct: bool = True, compiled: bool = True
+        self, tile: int | str = 64, unit: int = 1, codec: str = "", *, direct: bool = True, compiled: bool = True
     ) -> None:
         self.tile, self.unit, self.codec = tile, unit, codec
         self.direct, self.compiled = direct, compiled
@@ -32,12 +32,12 @@ class Radiodata(Contender):
         from radiodata import Cohort, PatchDataset, PatchLoader, Uniform  # noqa: F401  the names load on demand
 
     def store(self, crop: int) -> str:
-        return f"radiodata-{self.tile}-{self.codec.replace(':', '')}"
+        return f"radiodata-{self.tile}-{self.codec.replace(':', '') or 'default'}"
 
     def prepare(self, phantoms: Phantoms, folder: Path, crop: int) -> None:
         from radiodata import Cohort, StoreConfig
 
-        config = StoreConfig(tiling=self.tile, filters=("byteshuffle", self.codec))
+        config = StoreConfig(tiling=self.tile, filters=("byteshuffle", self.codec) if self.codec else None)
         Cohort.from_niftis(str(folder / "cohort"), images={"CT": phantoms.niftis}, config=config)
 
     def block(self, shape: tuple[int, int, int], crop: int) -> tuple[int, int, int]:

@@ -143,7 +143,7 @@ def write_voxels(
     ctx, dtype = context(read), str(voxels.dtype)
     shard = shard_name(slot.run, slot.index // config.slots, dtype)
     uri, place = shard_uri(slot.collection_uri, shard), slot.index % config.slots
-    ensure_shard(uri, dtype, config, ctx)
+    ensure_shard(uri, dtype, config, ctx, slot.kind)
     store_volume(uri, place, voxels, read)
     statistics = _statistics(voxels, scale, slot.kind, config, foreground)
     row = {

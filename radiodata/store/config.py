@@ -10,6 +10,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+import numpy as np
+
 from radiodata.errors import ConfigError
 from radiodata.geometry import Shape3, shape3
 from radiodata.store import settings
@@ -93,10 +95,11 @@ class StoreConfig(Settings):
     tiling
         ``"isotropic"`` (32-cube tiles), ``"axial"``, ``"coronal"``, ``"sagittal"`` or extents ``(x, y, z)``.
     filters
-        Compression pipeline, each ``name`` or ``name:level``; applied in order on write. ``"zstd:3"`` takes about
-        a tenth less disk than the default and a third more time to decode. Others than zstd, alone or after
-        ``"byteshuffle"``, are read by TileDB queries, which are slower. A last ``"sha256"`` (or ``"md5"``) is
-        one of those; it makes a read of tiles that were damaged on disk fail, where most flipped bits pass.
+        Compression pipeline, each ``name`` or ``name:level``; applied in order on write. None: what suits the voxels
+        (see `pipeline`). ``("byteshuffle", "zstd:3")`` takes about a tenth less disk for a CT and a third more time
+        to decode. Others than zstd, alone or after ``"byteshuffle"``, are read by TileDB queries, which are slower.
+        A last ``"sha256"`` (or ``"md5"``) is one of those; it makes a read of tiles that were damaged on disk fail,
+        where most flipped bits pass.
     slots
         Volumes per packed shard.
     orient
@@ -115,7 +118,7 @@ class StoreConfig(Settings):
     """
 
     tiling: TilingLike = "isotropic"
-    filters: tuple[str, ...] = ("byteshuffle", "zstd:-1")
+    filters: tuple[str, ...] | None = None
     slots: int = 256
     orient: str | None = "RAS"
     dtype: str | None = None
@@ -125,7 +128,7 @@ class StoreConfig(Settings):
     TAKES: ClassVar[Any] = MappingProxyType(
         {
             "tiling": _tiling,
-            "filters": _filters,
+            "filters": maybe(_filters),
             "slots": _slots,
             "orient": maybe(settings.one_of("RAS")),
             "dtype": maybe(settings.one_of(*DTYPES)),
@@ -137,6 +140,25 @@ class StoreConfig(Settings):
     def tile(self) -> Shape3:
         """Tile extents ``(x, y, z)`` in voxels."""
         return tile_extents(self.tiling)
+
+    def pipeline(self, dtype: str, kind: str = "image") -> tuple[str, ...]:
+        """Filters of voxels of `dtype`: `filters`, or what suits them.
+
+        Labels compress so well that a high level costs little to write, and makes them five times as fast to decode as
+        the fastest level does. A shuffle does nothing to single bytes, and what is left for zstd there is entropy
+        coding, which the negative levels leave out: level 3 saves a tenth. Everything else is best off with the level
+        that decodes fastest.
+
+        Parameters
+        ----------
+        kind
+            ``"image"`` or ``"label"``.
+        """
+        if self.filters is not None:
+            return self.filters
+        wide = np.dtype(dtype).itemsize > 1
+        level = "zstd:9" if kind == "label" else ("zstd:-1" if wide else "zstd:3")
+        return ("byteshuffle", level) if wide else (level,)
 
 
 @dataclass(frozen=True, repr=False)

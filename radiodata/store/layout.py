@@ -31,7 +31,6 @@ from radiodata.store.sealing import refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from radiodata.geometry import Shape3
     from radiodata.store.config import StoreConfig
 
 FORMAT_VERSION = 3
@@ -86,17 +85,18 @@ def filter_list(specs: Sequence[str], ctx: tiledb.Ctx) -> tiledb.FilterList:
     return tiledb.FilterList(made, ctx=ctx)
 
 
-def voxel_schema(dtype: str, tile: Shape3, config: StoreConfig, ctx: tiledb.Ctx) -> tiledb.ArraySchema:
+def voxel_schema(dtype: str, kind: str, config: StoreConfig, ctx: tiledb.Ctx) -> tiledb.ArraySchema:
     """Schema of a packed shard: dense ``(volume, channel, x, y, z)``; volume and channel extent 1.
 
     The domain is wide and only what is written takes space, so shapes differ freely.
     """
     sizes = {"volume": config.slots, "channel": _CHANNELS, "x": _SIDE, "y": _SIDE, "z": _SIDE}
-    extents = {"volume": 1, "channel": 1, **dict(zip("xyz", tile, strict=True))}
+    extents = {"volume": 1, "channel": 1, **dict(zip("xyz", config.tile, strict=True))}
     dims = [
         tiledb.Dim(name=n, domain=(0, size - 1), tile=extents[n], dtype=np.uint32, ctx=ctx) for n, size in sizes.items()
     ]
-    voxels = tiledb.Attr("voxels", dtype=np.dtype(dtype), filters=filter_list(config.filters, ctx), ctx=ctx)
+    filters = filter_list(config.pipeline(dtype, kind), ctx)
+    voxels = tiledb.Attr("voxels", dtype=np.dtype(dtype), filters=filters, ctx=ctx)
     return tiledb.ArraySchema(tiledb.Domain(*dims, ctx=ctx), attrs=[voxels], ctx=ctx)
 
 

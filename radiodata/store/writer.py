@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from radiodata.store.config import ReadConfig, StoreConfig
 
 
-def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx) -> None:
-    """Create a packed shard unless it is there; threads and processes may ask at once."""
+def ensure_shard(uri: str, dtype: str, config: StoreConfig, ctx: tiledb.Ctx, kind: str = "image") -> None:
+    """Create a packed shard for volumes of a kind unless it is there; threads and processes may ask at once."""
 
     def create() -> None:
         if not tiledb.array_exists(uri, ctx=ctx):
-            tiledb.Array.create(uri, voxel_schema(dtype, config.tile, config, ctx), ctx=ctx)
+            tiledb.Array.create(uri, voxel_schema(dtype, kind, config, ctx), ctx=ctx)
 
     with _creating:
         patiently(create)  # where another process was quicker, it is there the next time
