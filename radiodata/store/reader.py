@@ -13,15 +13,16 @@ import tiledb
 import tiledb.libtiledb as lt
 
 from radiodata.errors import StoreError, TileReadError
-from radiodata.geometry import box_shape
 from radiodata.store.context import DEFAULT_READ, bounded, context, handles
 from radiodata.store.direct import Corrupt, Meter
+from radiodata.store.direct.plan import spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from radiodata._typing import Box, Voxels
     from radiodata.store.config import ReadConfig
+    from radiodata.store.direct.plan import Spans
     from radiodata.store.obs import VoxelSource
 
 
@@ -62,8 +63,10 @@ def read_box(
         When the array cannot be opened or read, or holds no voxels for this volume.
     """
     first, last = channels or (0, source.shape[0])
-    _refuse_outside(source, box, first, last)
-    out, meter = empty((last - first, *box_shape(box)), np.dtype(source.dtype)), meter or Meter()
+    spans = spans_of(box)
+    _refuse_outside(source, spans, first, last)
+    out = empty((last - first, *(hi - lo for lo, hi in spans)), np.dtype(source.dtype))
+    meter = meter or Meter()
 
     def query() -> None:
         bounded(source.uri, config, lambda: _query(source, box, first, last, out, config))
@@ -71,7 +74,7 @@ def read_box(
     with meter.call():
         _learn(source, config)
         try:
-            done = handles().direct.read(source, box, (first, last), out, config, context, meter)
+            done = handles().direct.read(source, spans, (first, last), out, config, context, meter)
         except Corrupt as why:
             query()  # says more of it where TileDB notices, too
             raise TileReadError(_where(source, box, f"{why}: the tile is damaged")) from why
@@ -108,11 +111,12 @@ def _query(source: VoxelSource, box: Box, first: int, last: int, out: Voxels, co
         raise TileReadError(_where(source, box, "the array holds no voxels for it (was a fragment deleted?)"))
 
 
-def _refuse_outside(source: VoxelSource, box: Box, first: int, last: int) -> None:
+def _refuse_outside(source: VoxelSource, spans: Spans, first: int, last: int) -> None:
     """The domain of a shard is wide: TileDB would answer a read beyond the volume with fill values."""
-    inside = all(0 <= lo < hi <= size for (lo, hi), size in zip(box, source.size, strict=True))
+    inside = all(0 <= lo < hi <= size for (lo, hi), size in zip(spans, source.size, strict=True))
     if not inside or not 0 <= first < last <= source.shape[0]:
-        raise ValueError(f"box {box.tolist()}, channels {first}:{last} is empty or outside of shape {source.shape}")
+        box = [list(span) for span in spans]
+        raise ValueError(f"box {box}, channels {first}:{last} is empty or outside of shape {source.shape}")
 
 
 def _submit(array: tiledb.Array, ctx: tiledb.Ctx, ranges: list[list[tuple[int, int]]], out: Voxels) -> Any:

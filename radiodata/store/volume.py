@@ -205,7 +205,7 @@ def _complete(index: Any, ndim: int) -> list[Any]:
 def _span(part: Any, size: int, axis: int) -> tuple[int, int]:
     if isinstance(part, slice):
         picked = range(*part.indices(size))
-        return (min(picked), max(picked) + 1) if picked else (0, 0)
+        return (min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1) if picked else (0, 0)
     if not isinstance(part, int | np.integer) or isinstance(part, bool):
         raise IndexError(f"index {part!r} on axis {axis}: volumes take ints and slices")
     if not -size <= part < size:

@@ -53,42 +53,66 @@ def _u32_py(buffer: Any, at: Any) -> Any:
 _u32 = numba.njit(inline="always")(_u32_py)
 
 
+def _rows_py(
+    raw: Any, source: Any, step: Any, shuffle: Any, count: Any, out: Any, target: Any, stride: Any, rows: Any,
+    cells: Any,
+) -> None:  # fmt: skip
+    """Copy rows of cells, `step` bytes apart in `raw`, to where they lie in `out`, `stride` cells apart.
+
+    Shuffled, the bytes of a cell are `count` apart. All are unsigned: negative indices need no test then, and LLVM
+    makes vector code of the inner loops. A loop for each size, for the same reason.
+    """
+    size = out.itemsize
+    for _ in range(rows):
+        if size == 1:
+            for i in range(cells):
+                out[target + i] = raw[source + i]
+        elif shuffle and size == 2:
+            for i in range(cells):
+                out[target + i] = np.uint16(raw[source + i]) | np.uint16(raw[source + count + i]) << np.uint16(8)
+        elif shuffle and size == 4:
+            second, third, fourth = source + count, source + count + count, source + count + count + count
+            for i in range(cells):
+                low = np.uint32(raw[source + i]) | np.uint32(raw[second + i]) << np.uint32(8)
+                high = np.uint32(raw[third + i]) | np.uint32(raw[fourth + i]) << np.uint32(8)
+                out[target + i] = low | high << np.uint32(16)
+        else:
+            apart, next_ = np.uint64(count if shuffle else 1), np.uint64(1 if shuffle else size)
+            for i in range(cells):
+                value = np.uint64(0)
+                for n in range(np.uint64(size)):
+                    value |= np.uint64(raw[source + i * next_ + n * apart]) << (n * np.uint64(8))
+                out[target + i] = value
+        source += step
+        target += stride
+
+
+_rows = numba.njit(inline="always")(_rows_py)
+
+
 def _cut_py(
     raw: Any, at: Any, shuffle: Any, first: Any, last: Any, a: Any, b: Any, tile: Any, base: Any, shape: Any, out: Any
-) -> Any:
+) -> None:
     """Copy what is wanted, a to b, of cells first..last of a tile; they begin at raw[at].
 
     `out` is flat, of `shape`, and the tile's corner lies at `base` of it. No slices: threads that fill one `out`
-    would share their reference counts. Unsigned indices: negative ones need no test.
+    would share their reference counts.
     """
-    size, count, row = out.itemsize, last - first, tile[2]
-    plane = tile[1] * row
+    row, plane = tile[2], tile[1] * tile[2]
+    apart = 1 if shuffle else out.itemsize  # bytes from a cell to the next
+    count, step, stride = np.uint64(last - first), np.uint64(row * apart), np.uint64(shape[3])
     for x in range(max(a[0], first // plane), min(b[0], (last - 1) // plane + 1)):
-        for y in range(a[1], b[1]):
+        whole = first <= x * plane and x * plane + plane <= last  # chunks may end within a plane, and within a row
+        for y in range(a[1], a[1] + 1 if whole else b[1]):
             begin = x * plane + y * row + a[2]
-            end = min(begin + b[2] - a[2], last)
-            skipped = max(first - begin, 0)
-            begin += skipped
-            if begin >= end:
+            end = begin + b[2] - a[2] if whole else min(begin + b[2] - a[2], last)
+            skipped = 0 if whole else max(first - begin, 0)
+            if begin + skipped >= end:
                 continue
-            cells = np.uint64(end - begin)
+            source = np.uint64(at + (begin + skipped - first) * apart)
             target = np.uint64(base + (x * shape[2] + y) * shape[3] + a[2] + skipped)
-            source = np.uint64(at + begin - first)
-            if size == 1:
-                for i in range(cells):
-                    out[target + i] = raw[source + i]
-            elif shuffle and size == 2:
-                above = source + np.uint64(count)
-                for i in range(cells):
-                    out[target + i] = np.uint16(raw[source + i]) | np.uint16(raw[above + i]) << np.uint16(8)
-            else:
-                step, stride = np.uint64(count if shuffle else 1), np.uint64(1 if shuffle else size)
-                source = np.uint64(at) + np.uint64(begin - first) * stride
-                for i in range(cells):
-                    value = np.uint64(0)
-                    for n in range(np.uint64(size)):
-                        value |= np.uint64(raw[source + i * stride + n * step]) << (n * np.uint64(8))
-                    out[target + i] = value
+            rows, cells = np.uint64(b[1] - a[1] if whole else 1), np.uint64(end - begin - skipped)
+            _rows(raw, source, step, shuffle, count, out, target, stride, rows, cells)
 
 
 _cut = numba.njit(inline="always")(_cut_py)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class Fragment:
     shape: tuple[int, int, int, int]
     offsets: NDArray[Any]
 
-    @property
+    @cached_property
     def grid(self) -> Shape3:
         """Tiles along ``(x, y, z)``."""
         return grid_of(self.shape, self.layout)

@@ -42,7 +42,7 @@ Work: TypeAlias = "deque[list[Piece]]"
 
 def spans_of(box: Box) -> Spans:
     """Start and stop per axis as plain ints."""
-    (x, y, z) = ((int(lo), int(hi)) for lo, hi in box)
+    x, y, z = map(tuple, box.tolist())
     return (x, y, z)
 
 

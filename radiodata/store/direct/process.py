@@ -16,7 +16,7 @@ from radiodata.store.direct.files import DataFile, Recent
 from radiodata.store.direct.listing import Shard, list_shard, local_path
 from radiodata.store.direct.metadata import Fragment, fragment_of, parse
 from radiodata.store.direct.meter import Meter
-from radiodata.store.direct.plan import pieces_of, shared_out, spans_of
+from radiodata.store.direct.plan import pieces_of, shared_out
 from radiodata.store.direct.refusal import Corrupt, Damaged, Refused, need
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import tiledb
     from numpy.typing import NDArray
 
-    from radiodata._typing import Box, Voxels
+    from radiodata._typing import Voxels
     from radiodata.store.config import ReadConfig
     from radiodata.store.direct.plan import Piece, Spans
     from radiodata.store.obs import VoxelSource
@@ -69,7 +69,7 @@ class Direct:
     def read(
         self,
         source: VoxelSource,
-        box: Box,
+        spans: Spans,
         channels: tuple[int, int],
         out: Voxels,
         config: ReadConfig,
@@ -80,6 +80,8 @@ class Direct:
 
         Parameters
         ----------
+        spans
+            Start and stop of the box along each axis.
         context
             Gives the TileDB context that lists a shard.
         meter
@@ -95,7 +97,6 @@ class Direct:
         try:
             need(_ABLE, "this machine is not little-endian, or has no preadv")
             fragment = self._fragment(source, config, context)
-            spans = spans_of(box)
             pieces = pieces_of(fragment, spans, channels)
             file = self._file(source, fragment, pieces, config)
             self._decode(file, fragment, spans, pieces, out, config, meter or Meter())
@@ -203,6 +204,9 @@ class Direct:
             reading = read(file, fragment, spans, work, out)
             return reading, time.perf_counter_ns() - begun
 
+        if threads == 1:
+            meter.share(*timed())
+            return
         helpers: list[Future[tuple[int, int]]] = []
         try:
             with suppress(RuntimeError):  # no more threads, or the interpreter ends: then without

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,22 +41,22 @@ class Layout:
     shuffle: bool
     zstd: bool
 
-    @property
+    @cached_property
     def cells(self) -> int:
         """Cells of a tile."""
         return self.tile[0] * self.tile[1] * self.tile[2]
 
-    @property
+    @cached_property
     def chunk(self) -> int:
         """Cells of every chunk of a tile but the last."""
         return min(self.cells, MAX_CHUNK // self.dtype.itemsize)
 
-    @property
+    @cached_property
     def tiles_a_piece(self) -> int:
         """Tiles that a thread reads and decodes at once: it bounds the memory a thread keeps."""
         return max(1, min(_MOST_TILES, _PIECE // (self.cells * self.dtype.itemsize)))
 
-    @property
+    @cached_property
     def piece_bytes(self) -> int:
         """Most bytes of a piece on disk: zstd adds 1/256 and 64 bytes to what it cannot compress."""
         size = self.cells * self.dtype.itemsize
