@@ -55,12 +55,6 @@ def clip_box(b: Box, shape: Sequence[int]) -> Box:
     return np.minimum(np.maximum(b, 0), np.asarray(shape, np.int64)[:, None])
 
 
-def union_box(boxes: Sequence[Box]) -> Box:
-    """Smallest box around several."""
-    stacked = np.stack(list(boxes))
-    return np.stack([stacked[..., 0].min(axis=0), stacked[..., 1].max(axis=0)], axis=1)
-
-
 def box_slices(b: Box, origin: Sequence[int] | NDArray[np.int64] = (0, 0, 0)) -> tuple[slice, slice, slice]:
     """Slices of a box relative to `origin`."""
     (x, y, z) = (slice(int(lo - o), int(hi - o)) for (lo, hi), o in zip(b, origin, strict=True))
@@ -86,9 +80,9 @@ def spacing_of(affine: Affine) -> NDArray[np.float64]:
 
 
 def crop_affine(affine: Affine, start: Sequence[int] | NDArray[np.int64]) -> Affine:
-    """Affine of a crop whose voxel 0 lies at `start` of the volume."""
+    """Affine of a crop whose voxel 0 lies at `start` of the volume; of many, along further leading axes of both."""
     out = np.array(affine, np.float64)
-    out[:3, 3] += out[:3, :3] @ np.asarray(start, np.float64)
+    out[..., :3, 3] += (out[..., :3, :3] * np.asarray(start, np.float64)[..., None, :]).sum(axis=-1)
     return out
 
 

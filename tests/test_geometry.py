@@ -51,11 +51,10 @@ def test_tiles_touched_is_the_number_of_distinct_tiles(data: st.DataObject, shap
     assert geometry.box_shape(b) == tuple(hi - lo for lo, hi in zip(lows, highs, strict=True))
 
 
-def test_clip_union_and_slices() -> None:
+def test_clip_and_slices() -> None:
     b = geometry.box((-3, 2, 5), (4, 50, 9))
     clipped = geometry.clip_box(b, (10, 10, 10))
     assert clipped.tolist() == [[0, 4], [2, 10], [5, 9]]
-    assert geometry.union_box([clipped, geometry.box((1, 1, 1), (2, 2, 20))]).tolist() == [[0, 4], [1, 10], [1, 20]]
     assert geometry.box_slices(clipped, (0, 2, 1)) == (slice(0, 4), slice(0, 8), slice(4, 8))
 
 
@@ -101,3 +100,13 @@ def test_c_order_is_a_copy(shape: tuple[int, int, int, int], order: list[int], s
     copy = geometry.c_order(turned)
     assert copy.flags.c_contiguous
     np.testing.assert_array_equal(copy, turned)
+
+
+def test_affines_of_crops_one_by_one_and_at_once() -> None:
+    rng = np.random.default_rng(0)
+    affines, starts = rng.normal(size=(5, 4, 4)), rng.integers(-9, 99, (5, 3))
+    affines[:, 3] = 0, 0, 0, 1
+    at_once = geometry.crop_affine(affines, starts)
+    for affine, start, found in zip(affines, starts, at_once, strict=True):
+        assert np.array_equal(found, geometry.crop_affine(affine, start))
+        assert np.allclose(found @ [1, 2, 3, 1], affine @ [*([*start, 1, 2, 3]), 1])

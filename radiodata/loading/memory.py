@@ -5,6 +5,7 @@ Fresh memory has to be zeroed and mapped page by page, which costs as much as fi
 
 from __future__ import annotations
 
+import math
 import mmap
 import weakref
 from collections import deque
@@ -41,7 +42,7 @@ class Pool:
 
     def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Give an array in C order that holds anything."""
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         nbytes = count * np.dtype(dtype).itemsize
         if nbytes < SMALL or not hasattr(mmap, "MAP_PRIVATE"):
             return np.empty(shape, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -118,8 +119,8 @@ class UnitReader:
             read += block.nbytes
             pad = np.repeat(held.pads[unit.volume], [len(b) for b in blocks]).reshape(-1, 1, 1, 1)
             share = _may_share(block, unit, held)
-            for crop in crops:
-                voxels = _cut(block, unit, crop.start, held.sources[0][unit.volume].size, held, pad, share=share)
+            size = held.sources[0][unit.volume].size
+            for crop, voxels in zip(crops, _cuts(block, unit, size, held, pad, share=share), strict=True):
                 crop.voxels[key] = voxels
                 if share and voxels.base is not None:
                     crop.shared.add(key)
@@ -139,8 +140,20 @@ class UnitReader:
 
 def _may_share(block: Voxels, unit: Unit, held: KeySource) -> bool:
     """Whether crops stay views of what was read: where that keeps no more memory than copies of them would."""
-    crops = len(unit.starts) * len(block) * int(np.prod(unit.patch)) * block.itemsize
+    crops = len(unit.starts) * len(block) * math.prod(unit.patch.tolist()) * block.itemsize
     return unit.slice_axis is None and block.dtype == held.dtype and block.nbytes <= crops
+
+
+def _cuts(
+    block: Voxels, unit: Unit, size: Sequence[int], held: KeySource, pad: NDArray[np.float64], *, share: bool
+) -> list[Voxels]:
+    """Voxels of each crop of a unit; `share`: views of the block, where they lie inside of the volume."""
+    if unit.slice_axis is None and ((unit.starts >= 0) & (unit.starts + unit.patch <= size)).all():
+        dx, dy, dz = unit.patch.tolist()
+        corners = (unit.starts - unit.region[:, 0]).tolist()
+        views = [block[:, x : x + dx, y : y + dy, z : z + dz] for x, y, z in corners]
+        return views if share else [np.array(view, dtype=held.dtype, order="C") for view in views]
+    return [_cut(block, unit, start, size, held, pad, share=share) for start in unit.starts]
 
 
 def _cut(

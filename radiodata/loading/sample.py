@@ -80,25 +80,22 @@ def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate)
         Gives the memory of the voxels, by shape and dtype.
     """
     crops = [t.crop for t in taken]
-    if any({(v.shape, v.dtype) for v in voxels} != {(voxels[0].shape, voxels[0].dtype)} for voxels in _by_key(crops)):
-        return cast(
-            "Sample", collate_samples([make_sample(held, t) for t in taken], allocate)
-        )  # which says what differs
+    keys = {name: [crop.voxels[name] for crop in crops] for name in crops[0].voxels}
+    if any(v.shape != voxels[0].shape or v.dtype != voxels[0].dtype for voxels in keys.values() for v in voxels):
+        samples = [make_sample(held, t) for t in taken]
+        return cast("Sample", collate_samples(samples, allocate))  # which says what differs
     volumes = [crop.volume for crop in crops]
-    shapes = held.volumes.shapes[volumes]
-    where = np.stack([box(crop.start, crop.start + crop.shape) for crop in crops])
-    starts, affines = where[:, :, 0], held.affines[volumes]
-    for affine, crop in zip(affines, crops, strict=True):
-        affine[...] = crop_affine(affine, crop.start)
+    shapes, starts = held.volumes.shapes[volumes], np.array([crop.start for crop in crops])
+    where = np.stack([starts, starts + np.array([crop.shape for crop in crops])], axis=-1)
     return {
-        **{name: _stacked(voxels, allocate) for name, voxels in zip(crops[0].voxels, _by_key(crops), strict=True)},
+        **{name: _stacked(voxels, allocate) for name, voxels in keys.items()},
         **{f"{name}_stats": torch.from_numpy(stats[volumes]) for name, stats in held.stats.items()},
         **{
             name: collate_samples([as_sample_value(values, volume) for volume in volumes])
             for name, values in held.targets.items()
         },
         **({} if crops[0].frame is None else {"frame": torch.tensor([crop.frame for crop in crops])}),
-        "affine": torch.from_numpy(affines),
+        "affine": torch.from_numpy(crop_affine(held.affines[volumes], starts)),
         "spacing": torch.from_numpy(held.spacings[volumes]),
         "obs_subject_id": [held.volumes.subjects[volume] for volume in volumes],
         "obs_id": [held.obs_ids[volume] for volume in volumes],
@@ -108,10 +105,6 @@ def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate)
         "is_padding": torch.tensor([t.padding for t in taken]),
         "key": torch.tensor([t.key for t in taken]),
     }
-
-
-def _by_key(crops: Sequence[Crop]) -> list[list[Voxels]]:
-    return [[crop.voxels[name] for crop in crops] for name in crops[0].voxels]
 
 
 def _stacked(voxels: Sequence[Voxels], allocate: Allocate) -> torch.Tensor:

@@ -8,12 +8,12 @@ given that cell. So every single crop keeps the target's distribution, and all s
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from radiodata.geometry import box, clip_box, union_box
+from radiodata.geometry import box, clip_box
 from radiodata.sampling.permutation import hash_ints
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class Unit:
     def of(cls, volume: int, starts: NDArray[np.int64], patch: NDArray[np.int64], shape: NDArray[np.int64]) -> Unit:
         """Unit of crops at `starts` in a volume of `shape`."""
         size: list[int] = shape.tolist()
-        boxes = [clip_box(box(s, s + patch), size) for s in starts]
-        return cls(volume, starts, patch, union_box(boxes))
+        return cls(volume, starts, patch, clip_box(box(starts.min(axis=0), starts.max(axis=0) + patch), size))
 
     def moved(self, shift: NDArray[np.int64], patch: NDArray[np.int64], shape: NDArray[np.int64]) -> Unit:
         """The unit with its crops moved and resized."""
@@ -189,9 +188,15 @@ class UnitPlanner:
     def _cell(self, epoch: int, start: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         tile = np.asarray(self.volumes.tile, np.int64)
         side = tile * self.cell_tiles
-        offset = tile * keyed_rng(self.seed, epoch, -1).integers(0, self.cell_tiles, size=3)
+        offset = tile * _shift(self.seed, epoch, self.cell_tiles)
         low = (np.maximum(start, 0) + offset) // side * side - offset
         return low, low + side
+
+
+@lru_cache(maxsize=8)
+def _shift(seed: int, epoch: int, cell_tiles: int) -> NDArray[np.int64]:
+    """Tiles by which the cells of an epoch are moved along each axis."""
+    return keyed_rng(seed, epoch, -1).integers(0, cell_tiles, size=3)
 
 
 def keyed_rng(seed: int, epoch: int, index: int, attempt: int = 0) -> np.random.Generator:
