@@ -109,4 +109,4 @@ def test_affines_of_crops_one_by_one_and_at_once() -> None:
     at_once = geometry.crop_affine(affines, starts)
     for affine, start, found in zip(affines, starts, at_once, strict=True):
         assert np.array_equal(found, geometry.crop_affine(affine, start))
-        assert np.allclose(found @ [1, 2, 3, 1], affine @ [*([*start, 1, 2, 3]), 1])
+        assert np.allclose(found @ [1, 2, 3, 1], affine @ np.array([*(start + np.array([1, 2, 3])), 1]))
