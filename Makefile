@@ -51,7 +51,7 @@ ceph:
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common; }
 
 pandas2: $(OLD)/.installed
-	$(OLD)/bin/python -m pytest -m "not slow" $(OLD_TESTS:%=tests/test_%.py) $(ARGS)
+	$(OLD)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(OLD_TESTS:%=tests/test_%.py) $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
@@ -69,7 +69,7 @@ $(OLD)/.installed: pyproject.toml constraints.txt
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
 	grep -v '^pandas' constraints.txt > $(OLD)/constraints.txt
 	$(OLD)/bin/python -m pip install --quiet --constraint $(OLD)/constraints.txt --editable ".[anndata,arrow,encryption]" \
-		"pandas<3" pytest pytest-timeout hypothesis
+		"pandas<3" pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 # a server of Azure Blob Storage for tests, which are skipped without it

@@ -74,7 +74,7 @@ def _radiodata(
 ) -> Iterator[Row]:
     for tile, unit in settings:
         name, options = f"radiodata (tile {tile}, unit {unit}, w{workers})", {"tile": tile, "unit": unit}
-        quick, note = unit < 16 and (workers == 0 or (tile, unit) == (32, 8)), f"crops_per_unit={unit}"
+        quick, note = (tile, unit) == (32, 8), f"crops_per_unit={unit}"
         leading = (tile, unit) == (32, 8)
         yield Row("radiodata", name, OURS, ("radiodata",), options, workers, None, note, leading, quick)
 
@@ -84,7 +84,7 @@ def _radiobject(workers: int) -> Iterator[Row]:
     for tile, label in ((64, "isotropic 64"), (32, "tile 32")):
         for start in (None, "spawn") if workers else (None,):
             name = f"RadiObject ({label}, w{workers}{', spawned' if start else ''})"
-            options, quick = {"tile": tile, "start": start}, workers == 0 or (start == "spawn" and tile == 64)
+            options, quick = {"tile": tile, "start": start}, tile == 64 and (workers == 0 or start == "spawn")
             if start or tile == 64 or not workers:
                 yield Row("RadiObject", name, RADIOBJECT, ("radiobject",), options, workers, quick=quick)
 
@@ -94,7 +94,7 @@ def _files(workers: int) -> Iterator[Row]:
     for since in ("2.7", "2.8"):
         name, options = f"blosc2 (nnU-Net {since}, {w})", {"since": since}
         new = since == "2.8"
-        yield Row("blosc2", name, NNUNET, ("blosc2",), options, workers, None, "", new, quick or new)
+        yield Row("blosc2", name, NNUNET, ("blosc2",), options, workers, None, "", new, new)
     yield Row("zarr", f"zarr v3 (chunk 64, {w})", HERE + "zarr:Zarr", ("zarr",), {}, workers, quick=quick)
     yield Row("memmap", f"memmap ({w})", HERE + "memmap:Memmap", (), {}, workers, leading=True)
     memory, note = HERE + "ram:InMemory", "the limit of DataLoader"
@@ -108,7 +108,7 @@ def _volumes(workers: int) -> Iterator[Row]:
     torchio, needs = HERE + "torchio:TorchIO", ("monai",)
     yield Row("TorchIO", f"TorchIO Queue ({w})", torchio, ("torchio",), {}, workers, 8, queue, quick=quick)
     yield Row("MONAI", f"MONAI Dataset ({w})", MONAI, needs, {}, workers, 2, "one volume read per crop", quick=quick)
-    yield Row("MONAI", f"MONAI Dataset (4 crops, {w})", MONAI, needs, {"samples": 4}, workers, 8, samples, quick=quick)
+    yield Row("MONAI", f"MONAI Dataset (4 crops, {w})", MONAI, needs, {"samples": 4}, workers, 8, samples, quick=False)
     cached, note = {"cache": True}, "volumes in memory"
     yield Row("MONAI", f"MONAI CacheDataset ({w})", MONAI, needs, cached, workers, None, note, quick=quick)
 

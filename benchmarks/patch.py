@@ -51,8 +51,15 @@ QUICK = Parameters(shape=(128, 128, 96), crops=(32, 64), reads=12, whole=2, cap_
 ROWS = (
     Row("radiodata", "radiodata (tile 64)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 64}),
     Row("radiodata", "radiodata (tile 32)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 32}),
-    Row("radiodata", "radiodata (tile 48)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 48}),
-    Row("radiodata", "radiodata (axial tiles)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": "axial"}),
+    Row("radiodata", "radiodata (tile 48)", HERE + "radiodata:Radiodata", ("radiodata",), {"tile": 48}, quick=False),
+    Row(
+        "radiodata",
+        "radiodata (axial tiles)",
+        HERE + "radiodata:Radiodata",
+        ("radiodata",),
+        {"tile": "axial"},
+        quick=False,
+    ),
     Row(
         "radiodata",
         "radiodata (tile 32, no kernel)",
@@ -73,6 +80,7 @@ ROWS = (
         HERE + "radiodata:Radiodata",
         ("radiodata",),
         {"tile": 32, "codec": "zstd:3"},
+        quick=False,
     ),
     Row(
         "RadiObject",
@@ -81,8 +89,10 @@ ROWS = (
         ("radiobject",),
         {"tile": 64},
     ),
-    Row("RadiObject", "RadiObject (tile 32)", HERE + "radiobject:RadiObject", ("radiobject",), {"tile": 32}),
-    Row("blosc2", "blosc2 (nnU-Net 2.7)", HERE + "nnunet:NnunetBlosc2", ("blosc2",), {"since": "2.7"}),
+    Row(
+        "RadiObject", "RadiObject (tile 32)", HERE + "radiobject:RadiObject", ("radiobject",), {"tile": 32}, quick=False
+    ),
+    Row("blosc2", "blosc2 (nnU-Net 2.7)", HERE + "nnunet:NnunetBlosc2", ("blosc2",), {"since": "2.7"}, quick=False),
     Row("blosc2", "blosc2 (nnU-Net 2.8)", HERE + "nnunet:NnunetBlosc2", ("blosc2",), {"since": "2.8"}),
     Row("zarr", "zarr v3 (chunk 64)", HERE + "zarr:Zarr", ("zarr",)),
     Row("TorchIO", "TorchIO", HERE + "torchio:TorchIO", ("torchio",), note="reads the .nii.gz for each crop"),
