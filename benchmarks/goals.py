@@ -94,6 +94,8 @@ GOALS = (
          of("disk", _REAL, _STORE, "worst_share")),
     Goal("ingest: x RadiObject", 3, True, ratio("ingest", "NIfTI", "RadiObject", theirs_first=True)),
     Goal("ingest: of inflating and compressing", 1.3, False, ratio("ingest", "NIfTI", "limit")),
+    Goal("memory: of MONAI CacheDataset's", 0.05, False, ratio("memory", "", "MONAI")),
+    Goal("memory: grown in the soak, MB", 10, False, of("memory", "", "radiodata", "grew_mb")),
     Goal("S3, 30 ms, 1 Gbit/s: x RadiObject", 50, True, ratio("s3", _CLOUD, "RadiObject", "radiodata, 2 workers")),
     Goal("S3, 30 ms, 1 Gbit/s: share of the line", 0.8, True,
          of("s3", _CLOUD, "radiodata, 2 workers", "bandwidth_share")),

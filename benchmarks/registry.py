@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # the comma of "A (x, y),B" that ends a name
 READERS = ("RadiObject", "blosc2")  # the peers of what reads voxels
-NAMES = ("patch", "loader", "foreground", "train", "gpu_training", "ingest", "disk", "table", "scale", "s3")
+NAMES = ("patch", "loader", "foreground", "train", "gpu_training", "ingest", "disk", "table", "memory", "scale", "s3")
 MODULES = {name: f"benchmarks.{name}" for name in NAMES}
 
 

@@ -24,6 +24,9 @@ EXTRA = {
     "bandwidth_share": "bandwidth share",
     "worker_bytes": "a worker, MB",
     "worst_share": "worst",
+    "first_epoch_mb": "after an epoch, MB",
+    "grew_mb": "grew by, MB",
+    "soak_samples": "samples since",
     "write_ms_per_mb": "write, ms/MB",
     "read_ms_per_mb": "read, ms/MB",
 }
