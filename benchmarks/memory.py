@@ -32,12 +32,12 @@ HERE = "benchmarks.contenders."
 @dataclass(frozen=True)
 class Parameters:
     shape: tuple[int, int, int] = (512, 512, 300)
-    volumes: int = 48
+    volumes: int = 64
     distinct: int = 4
     crop: int = 96
     batch: int = 4
     crops_per_volume: int = 8
-    soak_s: float = 120.0
+    soak_s: float = 60.0
     limit_s: float = 600.0
     repeats: int = 1
     seed: int = 0
