@@ -15,6 +15,7 @@ import pytest
 
 from radiodata.store import Cohort
 
+os.environ.setdefault("RADIODATA_COMPILED", "wait")  # every read is the kernel's, here and in processes begun here
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(40, 36, 30), (33, 40, 28), (20, 44, 37), (36, 35, 34), (41, 30, 33), (38, 39, 26)]
 ORIENTATIONS = ["RAS", "LPS", "RAS", "PIR", "LAS", "SLA"]

@@ -193,7 +193,9 @@ def test_children_read_after_the_parent(cases: list[tuple[VoxelSource, np.ndarra
     assert {(1, "<u4"), (2, "<u4")} <= set(kernels) or compiled._kernels._off
 
 
-def test_a_fork_while_another_thread_compiles(cases: list[tuple[VoxelSource, np.ndarray]]) -> None:
+def test_a_fork_while_another_thread_compiles_for_long(
+    cases: list[tuple[VoxelSource, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """numba's own lock is then held for ever in the child: it must not ask for it."""
     of, voxels = cases[0]
     held, done = threading.Event(), threading.Event()
@@ -203,6 +205,7 @@ def test_a_fork_while_another_thread_compiles(cases: list[tuple[VoxelSource, np.
             held.set()
             done.wait(60)
 
+    monkeypatch.setattr(kernels, "FORK_S", 0.1)
     thread = threading.Thread(target=compile_for_long)
     thread.start()
     held.wait(60)
@@ -240,6 +243,46 @@ def test_the_kernel_is_used_where_it_is_installed(tmp_path: Path) -> None:
     voxels = voxels_of((1, 20, 20, 20), "int16")
     assert is_direct(source(shard(tmp_path / "a", voxels), voxels), KERNEL)
     assert (2, "<u4") in compiled._kernels._ready
+
+
+SOON = """
+import os, sys, threading
+import numpy as np
+from radiodata.store import ReadConfig, VoxelSource, read_box
+from radiodata.store.direct import compiled
+of = VoxelSource({uri!r}, 0, (1, 20, 20, 20), "int16", 1.0, 0.0, "v", "s", "t")
+read = lambda: int(read_box(of, np.array([[0, 20]] * 3), config=ReadConfig()).sum(dtype=np.int64))
+before = read()
+ready = list(compiled._kernels._ready)
+{then}
+"""
+THREADS = """
+for thread in threading.enumerate():
+    if thread.name == "radiodata-kernel":
+        thread.join()
+print(before, ready, read(), list(compiled._kernels._ready))
+"""
+FORKED = """
+pid = os.fork()
+if pid == 0:
+    print(before, ready, read(), list(compiled._kernels._ready), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize("then", [THREADS, FORKED, ""], ids=["a thread loads it", "a fork waits for it", "the end"])
+def test_the_first_read_does_not_wait_for_the_kernel(tmp_path: Path, then: str) -> None:
+    pytest.importorskip("numba")
+    voxels = voxels_of((1, 20, 20, 20), "int16")
+    script = SOON.format(uri=shard(tmp_path / "a", voxels), then=then)
+    env = {**os.environ, kernels.VARIABLE: "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True, env=env
+    )
+    total = voxels.sum(dtype=np.int64)
+    assert done.stdout.strip() == (f"{total} [] {total} [(2, '<u4')]" if then else ""), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

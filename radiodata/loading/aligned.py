@@ -28,7 +28,8 @@ _TORCH_DTYPES = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "float
 """Dtypes that torch lacks, or that a network has no use for, and what a crop is given as instead."""
 
 STATS = ("value_mean", "value_std", "value_p005", "value_p995")
-_SIZES = ["size_x", "size_y", "size_z"]
+_SIZES = ("size_x", "size_y", "size_z")
+_SPACINGS = ("spacing_x", "spacing_y", "spacing_z")
 _CORNER_MM = 0.05
 
 
@@ -107,8 +108,8 @@ def align(
         volumes=_volumes(cohort, held, needs or Needs(), lined),
         keys={key: _key_source(key, collections) for key, collections in held.items()},
         affines=lined.affines,
-        spacings=first.obs[["spacing_x", "spacing_y", "spacing_z"]].to_numpy(np.float64),
-        obs_ids=strings(first.obs.index),
+        spacings=_numbers(first, _SPACINGS, np.float64),
+        obs_ids=first.ids,
         stats={k: _stats(c) for k, c in held.items() if c[0].kind == "image"},
         targets={k: TableTarget.of(t).values(cohort, first) for k, t in (targets or {}).items()},
     )
@@ -127,19 +128,21 @@ class _Lined:
             collection = _by_subject(self._cohort[name], self.subjects)
             if not self._held:
                 self.first = collection
-                self.shapes = collection.obs[_SIZES].to_numpy(np.int64)
+                self.shapes = _numbers(collection, _SIZES, np.int64)
                 self.affines = _affines(collection)
             self._refuse_other_grid(collection)
             self._held[name] = collection
         return self._held[name]
 
     def _refuse_other_grid(self, other: VolumeCollection) -> None:
-        found = other.obs[_SIZES].to_numpy(np.int64)
+        if other is self.first:
+            return
+        found = _numbers(other, _SIZES, np.int64)
         differ = (found != self.shapes).any(axis=1)
         self._refuse(differ, other, lambda i: f"shapes {tuple(self.shapes[i].tolist())} and {tuple(found[i].tolist())}")
         if self._check:
             apart = _corners_apart(self.affines, _affines(other), self.shapes)
-            spacing = self.first.obs[["spacing_x", "spacing_y", "spacing_z"]].to_numpy(np.float64)
+            spacing = _numbers(self.first, _SPACINGS, np.float64)
             self._refuse(
                 apart > np.maximum(_CORNER_MM, spacing.min(axis=1) / 100),
                 other,
@@ -157,7 +160,7 @@ class _Lined:
 
 
 def _by_subject(collection: VolumeCollection, subjects: list[str]) -> VolumeCollection:
-    held = pd.Index(strings(collection.obs["obs_subject_id"]))
+    held = pd.Index(strings(collection.column("obs_subject_id")))
     at = held.get_indexer(pd.Index(subjects)) if held.is_unique else np.array([-1])
     if at.min(initial=0) >= 0:
         return collection.iloc[at]
@@ -170,8 +173,13 @@ def _by_subject(collection: VolumeCollection, subjects: list[str]) -> VolumeColl
     )
 
 
+def _numbers(collection: VolumeCollection, names: Sequence[str], dtype: type[np.generic]) -> NDArray[Any]:
+    """Columns of numbers beside each other."""
+    return np.column_stack([collection.column(name).to_numpy(dtype) for name in names])
+
+
 def _affines(collection: VolumeCollection) -> NDArray[np.float64]:
-    flat = collection.obs["affine"].tolist()
+    flat = collection.column("affine").tolist()
     return np.array(flat, np.float64).reshape(len(flat), 4, 4)
 
 
@@ -200,7 +208,7 @@ def _volumes(cohort: Cohort, held: dict[str, list[VolumeCollection]], needs: Nee
         tissue=_tile_index(image, "tile_nonair") if needs.tissue and image is not None else None,
         maps={n: _tile_index(c, "tile_sum") for n, c in maps.items()},
         columns={n: weights_of(cohort, first, n) for n in sorted(needs.names - set(maps))},
-        channels=first.obs["channels"].to_numpy(np.int64),
+        channels=first.column("channels").to_numpy(np.int64),
         voxel_bytes={k: _voxel_bytes(c) for k, c in held.items()},
     )
 
@@ -215,7 +223,7 @@ def _label_index(collection: VolumeCollection) -> LabelIndex:
 def _tile_index(collection: VolumeCollection, name: str) -> TileIndex:
     """One number a tile: the mean over channels."""
     column = collection.tile_columns([name])[name]
-    low, channels = collection.obs["value_min"].to_numpy(np.float64), collection.obs["channels"].tolist()
+    low, channels = collection.column("value_min").to_numpy(np.float64), collection.column("channels").tolist()
     if set(channels) <= {1}:
         return TileIndex(column.start, column.values.astype(np.float64), low)
     means = [r.astype(np.float64).reshape(c, -1).mean(axis=0) for r, c in zip(column.rows(), channels, strict=True)]
@@ -223,22 +231,21 @@ def _tile_index(collection: VolumeCollection, name: str) -> TileIndex:
 
 
 def _stats(collections: list[VolumeCollection]) -> NDArray[np.float32]:
-    each = [c.obs[list(STATS)].to_numpy(np.float32) for c in collections]
+    each = [_numbers(c, STATS, np.float32) for c in collections]
     return each[0] if len(each) == 1 else np.stack(each, axis=1)
 
 
 def _dtype(collections: list[VolumeCollection]) -> str:
     stored: set[str] = set()
     for collection in collections:
-        obs = collection.obs
-        scaled = ((obs["slope"] != 1.0) | (obs["intercept"] != 0.0)).to_numpy(bool)
-        stored |= set(obs["dtype"][~scaled].unique()) | ({"float32"} if scaled.any() else set())
+        scaled = ((collection.column("slope") != 1.0) | (collection.column("intercept") != 0.0)).to_numpy(bool)
+        stored |= set(collection.column("dtype")[~scaled].unique()) | ({"float32"} if scaled.any() else set())
     dtype = str(np.result_type(*stored)) if stored else "int16"
     return _TORCH_DTYPES.get(dtype, dtype)
 
 
 def _voxel_bytes(collections: list[VolumeCollection]) -> int:
-    channels = sum(int(c.obs["channels"].max()) if len(c) else 1 for c in collections)
+    channels = sum(int(c.column("channels").max()) if len(c) else 1 for c in collections)
     return channels * np.dtype(_dtype(collections)).itemsize
 
 
@@ -249,6 +256,6 @@ def _key_source(key: str, collections: list[VolumeCollection]) -> KeySource:
             f"key {key!r} stacks images and labels ({[c.name for c in collections]}): give each its own key"
         )
     label = kinds == {"label"}
-    lowest = [c.obs["value_min"].to_numpy(np.float64) for c in collections]
+    lowest = [c.column("value_min").to_numpy(np.float64) for c in collections]
     pads = np.zeros((len(lowest[0]), len(lowest))) if label else np.stack(lowest, axis=1)
     return KeySource([c.sources() for c in collections], _dtype(collections), pads, label)

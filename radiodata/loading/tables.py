@@ -104,9 +104,9 @@ def find_column(cohort: Cohort, collection: VolumeCollection, name: str) -> pd.S
     """
     if name in cohort.obs_meta.columns:
         return cohort.obs_meta[name]
-    if name in collection.obs.columns:
-        return collection.obs[name]
-    held = [*map(str, cohort.obs_meta.columns), *map(str, collection.obs.columns)]
+    if name in collection.columns:
+        return collection.column(name)
+    held = [*map(str, cohort.obs_meta.columns), *collection.columns]
     near = difflib.get_close_matches(name, held, n=3)
     hint = f"; near it: {', '.join(near)}" if near else f"; obs_meta has {list(cohort.obs_meta.columns)}"
     raise PlanError(f"there is no column {name!r} in obs_meta, nor in obs of {collection.name!r}{hint}")

@@ -82,6 +82,16 @@ class VolumeCollection(View[Volume]):
         """One row a volume, indexed by ``obs_id``; a copy, to write columns see ``update_obs``."""
         return copied(self._frame)
 
+    def column(self, name: str) -> pd.Series[Any]:
+        """One column of ``obs``, which alone is decoded; a copy.
+
+        Raises
+        ------
+        KeyError
+            When there is none.
+        """
+        return self._column(name).copy()
+
     @property
     def _table(self) -> Layers:
         return self._snapshot.obs[self.name]

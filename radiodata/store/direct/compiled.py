@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 def reader(fragment: Fragment) -> Reader | None:
-    """Give the compiled counterpart of ``plain.read``, or None: not installed, switched off, or not to be trusted."""
-    return _kernels.get((fragment.layout.dtype.itemsize, fragment.offsets.dtype.str))
+    """Give the compiled counterpart of ``plain.read``, or None: not there yet, switched off, or not to be trusted."""
+    return _kernels.soon((fragment.layout.dtype.itemsize, fragment.offsets.dtype.str))
 
 
 def _function(cache: bool) -> Any:

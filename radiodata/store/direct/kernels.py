@@ -1,7 +1,8 @@
 """Compiled kernels, where `radiodata[fast]` is installed; None, and another way, where anything is amiss.
 
-numba and the private half of zstandard that gives functions' addresses are imported on the first use; a kernel is
-tried on tiles made here, and not used unless that comes out right.
+numba and the private half of zstandard that gives functions' addresses are imported on the first use, which takes a
+second, or three where nothing is compiled yet; a kernel is tried on tiles made here, and not used unless that comes out
+right.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 VARIABLE = "RADIODATA_COMPILED"
+FORK_S = 10.0
+"""How long a fork waits for a kernel that is being loaded; the child does without one where that is not enough."""
 _log = logging.getLogger("radiodata.store")
 
 
@@ -38,12 +42,15 @@ class Kernels(Generic[T]):
 
     def __init__(self, instead: str, function: Callable[[bool], Any], made: Callable[[Any, Hashable], T]) -> None:
         self._instead, self._load, self._make = instead, function, made
-        self._lock = threading.Lock()
-        self._off = os.environ.get(VARIABLE, "1").strip().lower() in ("0", "false", "no", "off")
+        self._lock = threading.RLock()
+        self._off = _said() in ("0", "false", "no", "off")
         self._ready: dict[Hashable, T] = {}
+        self._asked: set[Hashable] = set()
         self._function: Any = None
-        self._cache = True
-        os.register_at_fork(after_in_child=self._after_fork)
+        self._cache = self._still = True
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
+        )
 
     def get(self, key: Hashable) -> T | None:
         """Give the kernel for a type, or None: not installed, switched off, or not to be trusted."""
@@ -56,6 +63,21 @@ class Kernels(Generic[T]):
             finally:
                 self._lock.release()
         return self._ready.get(key)
+
+    def soon(self, key: Hashable) -> T | None:
+        """Give the kernel for a type; or None, and a thread loads it, for what has another way and need not wait."""
+        if self._off or key in self._ready or _said() == "wait":
+            return self.get(key)
+        if key not in self._asked and threading.main_thread().is_alive():  # else the interpreter ends
+            self._asked.add(key)
+            with suppress(RuntimeError):  # there can be no more threads
+                threading.Thread(target=self._load_now, args=(key,), name="radiodata-kernel").start()
+        return None
+
+    def _load_now(self, key: Hashable) -> None:
+        with self._lock:
+            if not self._off and key not in self._ready:
+                self._try(key)
 
     def _try(self, key: Hashable) -> None:
         try:
@@ -80,9 +102,22 @@ class Kernels(Generic[T]):
         self._function = self._function or self._load(self._cache)
         return self._make(self._function, key)
 
+    def _before_fork(self) -> None:
+        self._still = self._lock.acquire(timeout=FORK_S)
+
     def _after_fork(self) -> None:
-        if self._lock.locked():  # another thread was compiling, and numba's own lock is held for ever
-            self._lock, self._off = threading.Lock(), True
+        if self._still:
+            self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        self._after_fork()
+        self._asked = set(self._ready)  # threads that were about to begin are not here
+        if not self._still:  # another thread was compiling, and numba's own lock is held for ever
+            self._lock, self._off = threading.RLock(), True
+
+
+def _said() -> str:
+    return os.environ.get(VARIABLE, "1").strip().lower()
 
 
 def address(name: str) -> int:
