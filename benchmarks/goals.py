@@ -71,6 +71,11 @@ def of(name: str, case: str, row: str, metric: str | None = None, scale: float =
     return value
 
 
+def _grown(results: Results) -> float | None:
+    grew, taken = (median(results, "memory", "", "radiodata, 2 workers", name) for name in ("grew_mb", "above_mb"))
+    return None if grew is None or taken is None else grew / taken
+
+
 _DEFAULT, _FIRST = "radiodata (tile 32, unit 8", "96-cube, batch 4"
 _LITTLE, _PATCH = "radiodata (tile 32, unit 4", "radiodata (tile 32)"
 _SCALE, _CLOUD = "open, filter, 100,000", "30 ms, 1000 Mbit"
@@ -95,7 +100,7 @@ GOALS = (
     Goal("ingest: x RadiObject", 3, True, ratio("ingest", "NIfTI", "RadiObject", theirs_first=True)),
     Goal("ingest: of inflating and compressing", 1.3, False, ratio("ingest", "NIfTI", "limit")),
     Goal("memory: of MONAI CacheDataset's", 0.05, False, ratio("memory", "", "MONAI")),
-    Goal("memory: grown in the soak, MB", 10, False, of("memory", "", "radiodata", "grew_mb")),
+    Goal("memory: grown in the soak, of itself", 0.05, False, _grown),
     Goal("S3, 30 ms, 1 Gbit/s: x RadiObject", 50, True, ratio("s3", _CLOUD, "RadiObject", "radiodata, 2 workers")),
     Goal("S3, 30 ms, 1 Gbit/s: share of the line", 0.8, True,
          of("s3", _CLOUD, "radiodata, 2 workers", "bandwidth_share")),
