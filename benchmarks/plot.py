@@ -41,6 +41,8 @@ def _panel(axis: Any, result: dict[str, Any], case: str) -> None:
     whiskers = [[m["median"] - m["q1"] for m in metrics], [m["q3"] - m["median"] for m in metrics]]
     colours = [COLOURS.get(row["family"], OTHER) for row in rows]
     names = [row["row"] for row in rows]
+    if len(rows) == 1 and metrics[0]["median"] > 0:  # a log scale needs two ends
+        axis.set_xlim(metrics[0]["median"] / 2, metrics[0]["median"] * 2)
     axis.barh(names, [m["median"] for m in metrics], xerr=whiskers, color=colours, log=True, error_kw={"lw": 0.8})
     for index, metric in enumerate(metrics):
         axis.annotate(f" {metric['median']:.3g}", (metric["q3"], index), va="center", fontsize=7)
@@ -48,5 +50,3 @@ def _panel(axis: Any, result: dict[str, Any], case: str) -> None:
     axis.set_xlabel(f"{result['unit']}, {'more' if result['higher_is_better'] else 'less'} is better", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.margins(x=0.15)
-    if len(rows) == 1 and metrics[0]["median"] > 0:  # a log scale needs two ends
-        axis.set_xlim(metrics[0]["median"] / 2, metrics[0]["median"] * 2)
