@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from radiodata.store.direct import compiled, plain
@@ -65,6 +65,7 @@ class Direct:
         self._files: Recent[DataFile] = Recent(FILES)
         self._indexes: dict[str, tuple[Mapping[str, Shard], Mapping[str, NDArray[Any]]]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._turns = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
 
     def read(
         self,
@@ -99,7 +100,9 @@ class Direct:
             fragment = self._fragment(source, config, context)
             pieces = pieces_of(fragment, spans, channels)
             file = self._file(source, fragment, pieces, config)
-            self._decode(file, fragment, spans, pieces, out, config, meter or Meter())
+            # many threads fetch at once; as many that decode would empty each other's caches
+            with self._turns if local_path(source.uri) is None else nullcontext():
+                self._decode(file, fragment, spans, pieces, out, config, meter or Meter())
         except Corrupt:
             raise
         except Refused as why:
