@@ -130,13 +130,12 @@ class _Lined:
                 self.first = collection
                 self.shapes = _numbers(collection, _SIZES, np.int64)
                 self.affines = _affines(collection)
-            self._refuse_other_grid(collection)
+            else:
+                self._refuse_other_grid(collection)
             self._held[name] = collection
         return self._held[name]
 
     def _refuse_other_grid(self, other: VolumeCollection) -> None:
-        if other is self.first:
-            return
         found = _numbers(other, _SIZES, np.int64)
         differ = (found != self.shapes).any(axis=1)
         self._refuse(differ, other, lambda i: f"shapes {tuple(self.shapes[i].tolist())} and {tuple(found[i].tolist())}")
