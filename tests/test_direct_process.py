@@ -18,7 +18,7 @@ from direct_store import KERNEL, PLAIN, SHARED, fragment, is_direct, shard, sour
 
 from radiodata.store import ReadConfig, VoxelSource, read_box
 from radiodata.store.context import context, handles
-from radiodata.store.direct import Direct, compiled, files, kernels, process
+from radiodata.store.direct import Direct, compiled, files, kernels, native, process
 from radiodata.store.direct.files import DataFile, Recent
 from radiodata.store.direct.refusal import Damaged
 from radiodata.store.remote.client import Remote
@@ -196,7 +196,7 @@ def test_children_read_after_the_parent(cases: list[tuple[VoxelSource, np.ndarra
 def test_a_fork_while_another_thread_compiles_for_long(
     cases: list[tuple[VoxelSource, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """numba's own lock is then held for ever in the child: it must not ask for it."""
+    """The locks of numba and LLVM are then held for ever in the child: it must not ask for them."""
     of, voxels = cases[0]
     held, done = threading.Event(), threading.Event()
 
@@ -286,49 +286,55 @@ def test_the_first_read_does_not_wait_for_the_kernel(tmp_path: Path, then: str) 
 
 
 @pytest.mark.parametrize(
-    "trouble", ["switched off", "not installed", "wrong voxels", "wrong voxels of the cached code", "no cache", "crash"]
+    "trouble",
+    [
+        "switched off",
+        "not installed",
+        "wrong voxels",
+        "wrong voxels of the kept code",
+        "code of another library",
+        "crash",
+    ],
 )
 def test_without_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
-    kernel = pytest.importorskip("radiodata.store.direct.kernel")
-    good, caches = kernel.compiled, []
+    pytest.importorskip("numba")
+    asked: list[bool] = []
 
     def bad(*_: object) -> int:
         return 0  # all is well, and nothing was read
 
-    def made(*, cache: bool) -> Any:
-        caches.append(cache)
-        if trouble == "no cache" and cache:
-            raise RuntimeError("cannot cache function: no locator available")
+    def load(kernel: native.Kernel, *, anew: bool) -> Any:
+        asked.append(anew)
+        if trouble == "code of another library" and not anew:
+            raise RuntimeError("not an object file")
         if trouble == "crash":
             raise KeyError("of the kind that libraries raise")
-        return bad if trouble == "wrong voxels" or (trouble.endswith("cached code") and cache) else good(cache=True)
+        if trouble == "not installed":
+            raise ImportError("No module named 'llvmlite'")
+        wrong = trouble == "wrong voxels" or (trouble == "wrong voxels of the kept code" and not anew)
+        return bad if wrong else native.load(kernel)
 
-    monkeypatch.setattr(kernel, "compiled", made)
+    monkeypatch.setattr(compiled, "load", load)
     if trouble == "switched off":
         monkeypatch.setenv(kernels.VARIABLE, "0")
-    if trouble == "not installed":
-        monkeypatch.setitem(sys.modules, "radiodata.store.direct.kernel", None)
-        monkeypatch.delattr("radiodata.store.direct.kernel")
     caplog.set_level(logging.INFO, "radiodata.store")
-    fresh = kernels.Kernels("tiles are decoded", compiled._function, compiled._made)
+    fresh = kernels.Kernels("tiles are decoded", compiled._made)
     monkeypatch.setattr(compiled, "_kernels", fresh)
     voxels = voxels_of((1, 40, 40, 40), "int16")
     of = source(shard(tmp_path / "a", voxels), voxels)
     for _ in range(2):
         np.testing.assert_array_equal(read_box(of, whole(voxels), config=KERNEL), voxels)
     told = "\n".join(r.getMessage() for r in caplog.records)
-    survives = trouble in ("no cache", "wrong voxels of the cached code")
+    survives = trouble in ("code of another library", "wrong voxels of the kept code")
     assert compiled._kernels._off != survives
-    assert caches == {"switched off": [], "not installed": [], "crash": [True]}.get(trouble, [True, False])
+    assert asked == {"switched off": [], "not installed": [False], "crash": [False]}.get(trouble, [False, True])
     assert ("without the compiled kernel" in told) == (not survives and trouble != "switched off")
-    assert ("cannot keep compiled code" in told) == (
-        trouble in ("no cache", "wrong voxels", "wrong voxels of the cached code")
-    )
+    assert ("compiled anew" in told) == (survives or trouble == "wrong voxels")
 
 
-def test_numba_is_imported_by_a_read_and_not_before(tmp_path: Path) -> None:
+def test_llvm_is_imported_by_a_read_and_not_before(tmp_path: Path) -> None:
     voxels = voxels_of((1, 20, 20, 20), "int16")
     uri = shard(tmp_path / "a", voxels)
     script = (
@@ -336,7 +342,7 @@ def test_numba_is_imported_by_a_read_and_not_before(tmp_path: Path) -> None:
         f"of = s.VoxelSource({uri!r}, 0, (1, 20, 20, 20), 'int16', 1.0, 0.0, 'v', 's', 't')\n"
         "box = np.array([[0, 20]] * 3)\n"
         "s.read_box(of, box, config=s.ReadConfig(compiled=False))\n"
-        "assert 'numba' not in sys.modules\n"
+        "assert 'llvmlite' not in sys.modules\n"
         "print(s.read_box(of, box).tobytes() == s.read_box(of, box, config=s.ReadConfig(direct=False)).tobytes())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
@@ -350,14 +356,14 @@ def test_a_cache_that_cannot_be_written_breaks_nothing(tmp_path: Path) -> None:
     uri = shard(tmp_path / "a", voxels)
     (tmp_path / "file").write_text("")
     script = (
-        "import logging, numba.core.caching as c, numpy as np, radiodata.store as s\n"
+        "import logging, numpy as np, pathlib, radiodata.store as s, radiodata.store.direct.native as n\n"
         "logging.basicConfig(level=20)\n"
-        "c.CacheImpl._locator_classes = []\n"
+        f"n._folders = lambda: [pathlib.Path({str(tmp_path / 'file')!r})]\n"
         f"of = s.VoxelSource({uri!r}, 0, (1, 20, 20, 20), 'uint8', 1.0, 0.0, 'v', 's', 't')\n"
         "box = np.array([[0, 20]] * 3)\n"
         "print(s.read_box(of, box).tobytes() == s.read_box(of, box, config=s.ReadConfig(direct=False)).tobytes())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "True", done.stderr
-    assert "cannot keep compiled code" in done.stderr
+    assert "cannot be kept" in done.stderr
     assert fragment(uri).is_dir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -173,17 +174,17 @@ def test_arrays_that_are_left_to_tiledb(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("trouble", ["switched off", "wrong tiles", "wrong sums", "crash", "not installed"])
 def test_without_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
-    def function(cache: bool) -> Any:
-        good = packed._function(cache)
+    good_load = packed._load
+
+    def load(dtype: str, anew: bool) -> Any:
+        good = good_load(dtype, anew)
 
         def bad(*given: Any) -> int:
             if trouble == "crash":
                 raise KeyError("of the kind that libraries raise")
             size = int(good(*given))
-            if trouble == "wrong sums":
-                given[-1][...] += 1
-            else:
-                given[-4][:size] = 0
+            at, wrong = (given[-1], 8) if trouble == "wrong sums" else (given[-5], size)
+            ctypes.memset(at, 1, wrong)
             return size
 
         if trouble == "not installed":
@@ -192,7 +193,8 @@ def test_without_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tro
 
     if trouble == "switched off":
         monkeypatch.setenv(kernels.VARIABLE, "0")
-    monkeypatch.setattr(packed, "_kernels", kernels.Kernels("volumes are written", function, packed._made))
+    monkeypatch.setattr(packed, "_load", load)
+    monkeypatch.setattr(packed, "_kernels", kernels.Kernels("volumes are written", packed._made))
     voxels = voxels_of((1, 20, 20, 20), "int16")
     uri = empty(tmp_path / "a", "int16")
     assert not writing.write(uri, 0, voxels, ctx())

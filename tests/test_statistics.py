@@ -108,8 +108,9 @@ def test_compiled_counts_are_those_of_numpy(
         np.full((1, 4, 4, 4), 1 << 18, np.int32),
         np.full((1, 4, 4, 4), 5, np.int64),
         np.asfortranarray(np.arange(64, dtype=np.int16).reshape(1, 4, 4, 4)),
+        np.arange(64).astype(">i2").reshape(1, 4, 4, 4),
     ],
-    ids=["large values", "64 bits", "another order"],
+    ids=["large values", "64 bits", "another order", "big-endian"],
 )
 def test_what_the_compiled_counter_leaves_to_numpy(values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "worthwhile", lambda: True)

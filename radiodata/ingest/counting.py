@@ -1,21 +1,19 @@
-"""What is counted of every tile of an image of integers, in one compiled function that holds no GIL. Imports numba."""
+"""What is counted of every tile of an image of integers, in one compiled function: see ``store.direct.native``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 
-def count_py(
-    voxels: Any, shape: Any, tile: Any, low: Any, air: Any, counts: Any, ends: Any, sums: Any
-) -> None:  # fmt: skip
+def count(voxels: Any, shape: Any, tile: Any, low: Any, air: Any, counts: Any, bins: Any, ends: Any, sums: Any) -> int:
     """Count each value of a volume, and describe its tiles, in C order of the channels and of their tiles.
 
-    voxels: flat, of `shape` (channel, x, y, z); low: the least value; air: the greatest that is not counted; counts: of
-    each value from `low` on, in four rows to be added up (one place after another would wait for the one before);
-    ends: least and greatest value of each tile; sums: sum, sum of squares, and number of values above `air`.
+    voxels: of `shape` (channel, x, y, z); low: the least value; air: the greatest that is not counted; counts: of each
+    value from `low` on, in four rows of `bins` to be added up (one place after another would wait for the one before);
+    ends: least and greatest value of each tile; sums: sum, sum of squares, and number of values above `air`. Gives the
+    number of tiles.
     """
     n = 0
     for channel in range(shape[0]):
@@ -38,18 +36,8 @@ def count_py(
                                 squares += wide * wide
                                 above += np.int64(wide > air)
                             for z in range(run):
-                                counts[z & np.uint64(3), np.int64(voxels[begin + z]) - low] += 1
-                    ends[n, 0], ends[n, 1] = least, most
-                    sums[n, 0], sums[n, 1], sums[n, 2] = total, squares, above
+                                counts[np.int64(z & np.uint64(3)) * bins + np.int64(voxels[begin + z]) - low] += 1
+                    ends[2 * n], ends[2 * n + 1] = least, most
+                    sums[3 * n], sums[3 * n + 1], sums[3 * n + 2] = total, squares, above
                     n += 1
-
-
-def compiled(*, cache: bool) -> Any:
-    """Give the function, compiled for each type of voxels when it is first called with it.
-
-    Raises
-    ------
-    RuntimeError
-        When `cache` is asked for and numba finds no folder for it.
-    """
-    return numba.njit(nogil=True, cache=cache)(count_py)
+    return n

@@ -9,6 +9,7 @@ import numpy as np
 
 from radiodata.geometry import Shape3, tile_counts
 from radiodata.store.direct.kernels import Kernels
+from radiodata.store.direct.native import Kernel, address_of, load
 from radiodata.store.direct.writing import worthwhile
 
 if TYPE_CHECKING:
@@ -151,22 +152,23 @@ def _count(values: Voxels, tile: Shape3, low: int, bins: int, air: float) -> tup
 def _counter(values: Voxels, tile: Shape3, low: int, high: int) -> Counter | None:
     """Give the compiled counterpart of ``_count``, where it is worth its loading, and its sums are exact."""
     exact = max(abs(int(low)), abs(int(high))) <= _MOST_EXACT and int(np.prod(tile)) <= _MOST_CELLS
-    contiguous = values.dtype.itemsize < 8 and values.flags.c_contiguous
-    return _kernels.get(values.dtype.str) if exact and contiguous and worthwhile() else None
+    plain = values.dtype.itemsize < 8 and values.dtype.isnative and values.flags.c_contiguous
+    return _kernels.get(values.dtype.str) if exact and plain and worthwhile() else None
 
 
-def _function(cache: bool) -> Any:
-    from radiodata.ingest import counting
+def _made(dtype: str, anew: bool) -> Counter:
+    cells = f"{dtype[1:]}*"
+    arguments = (cells, "i8*", "i8*", "i8", "i8", "i8*", "i8", cells, "i8*")
+    function = load(Kernel("radiodata.ingest.counting", "count", arguments, helpers=()), anew=anew)
 
-    return counting.compiled(cache=cache)
-
-
-def _made(function: Any, dtype: Any) -> Counter:
     def count(values: Voxels, tile: Shape3, low: int, bins: int, air: float) -> tuple[_ImageTiles, NDArray[np.int64]]:
         n = len(values) * int(np.prod(tile_counts(values.shape[1:], tile)))
         counts, ends, sums = np.zeros((4, bins), np.int64), np.empty((n, 2), values.dtype), np.empty((n, 3), np.int64)
-        flat = values.reshape(-1)
-        function(flat, values.shape, tile, low, int(np.floor(air)), counts, ends, sums)
+        shape, extents = np.array(values.shape, np.int64), np.array(tile, np.int64)
+        function(
+            address_of(values), address_of(shape), address_of(extents), low, int(np.floor(air)),
+            address_of(counts), bins, address_of(ends), address_of(sums),
+        )  # fmt: skip
         return _ImageTiles(
             [(low_high[0], low_high[1]) for low_high in ends.tolist()], [sums.astype(np.float64)]
         ), counts.sum(axis=0)
@@ -180,7 +182,7 @@ def _made(function: Any, dtype: Any) -> Counter:
     return count
 
 
-_kernels = Kernels("volumes are described", _function, _made)
+_kernels = Kernels("volumes are described", _made)
 
 
 def _summed(found: NDArray[np.float64], worth: NDArray[np.float64]) -> NDArray[np.float64]:

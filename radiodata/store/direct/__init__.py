@@ -10,11 +10,12 @@ refused, and the caller asks TileDB. TileDB still says which fragments there are
     metadata  where the tiles of a fragment lie      parsed on first touch
     plan      which tiles a box needs
     plain     decode with zstandard and numpy        always there
-    kernel    the same in one numba function         where `radiodata[fast]` is installed
+    kernel    the same in one compiled function      where `radiodata[fast]` is installed
+    native    machine code, compiled once by numba and loaded by LLVM alone
     process   what this process keeps open
 
     writing   a volume into a fragment
-    packing   gather and encode in one numba function  where `radiodata[fast]` is installed
+    packing   gather and encode in one compiled function  where `radiodata[fast]` is installed
     compose   what is told of the fragment's tiles
 """
 

@@ -7,12 +7,13 @@ import struct
 import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import zstandard
 
 from radiodata.store.direct.kernels import Kernels, ZstdContext, address, proof_layout
+from radiodata.store.direct.native import Kernel, address_of, load
 from radiodata.store.direct.plan import taken
 from radiodata.store.direct.refusal import Corrupt, Damaged
 
@@ -29,25 +30,38 @@ if TYPE_CHECKING:
 
     Reader: TypeAlias = Callable[[DataFile, Fragment, Spans, Work, Voxels], int]
 
+_WRONG = (
+    "",
+    "tiles are larger than any that a writer makes",
+    "its data cannot be read, or end before their last tile",
+    "a tile has another number of chunks",
+    "a chunk has another head",
+    "a chunk is shuffled over another length",
+    "a chunk cannot be decoded, or not to the length that its head tells",
+    "a tile has another length than its metadata tells",
+)
+"""What the number that the kernel returns means; 0 is all right."""
+_CORRUPT = (5, 6)
+
 
 def reader(fragment: Fragment) -> Reader | None:
     """Give the compiled counterpart of ``plain.read``, or None: not there yet, switched off, or not to be trusted."""
     return _kernels.soon((fragment.layout.dtype.itemsize, fragment.offsets.dtype.str))
 
 
-def _function(cache: bool) -> Any:
-    from radiodata.store.direct import kernel
+def _arguments(size: int, offsets: str) -> tuple[str, ...]:
+    calls, pieces, scratch = ("i8*", "i8", "i8", "i8*"), ("i8*", "i8", "i8*"), ("u1*", "i8", "u1*")
+    return (*calls, f"{offsets[1:]}*", *pieces, *scratch, f"u{size}*", "i8*")
 
-    return kernel.compiled(cache=cache)
 
-
-def _made(function: Any, key: Any) -> Reader:
-    made = _reader(function)
-    _prove(made, *key)
+def _made(key: tuple[int, str], anew: bool) -> Reader:
+    size, offsets = key
+    made = _reader(load(Kernel("radiodata.store.direct.kernel", "read", _arguments(size, offsets)), anew=anew))
+    _prove(made, size, offsets)
     return made
 
 
-_kernels = Kernels("tiles are decoded", _function, _made)
+_kernels = Kernels("tiles are decoded", _made)
 
 
 class _Scratch(threading.local):
@@ -57,38 +71,40 @@ class _Scratch(threading.local):
         self._decoder = ZstdContext("ZSTD_createDCtx", "ZSTD_freeDCtx")
         self.decoder = self._decoder.address
         self.file = self.chunk = np.empty(0, np.uint8)
+        self.file_at = self.chunk_at = 0
 
     def fit(self, layout: Layout) -> _Scratch:
         chunk = layout.chunk * layout.dtype.itemsize + 64
         if len(self.file) < layout.piece_bytes or len(self.chunk) < chunk:
             self.file, self.chunk = np.empty(layout.piece_bytes, np.uint8), np.empty(chunk, np.uint8)
+            self.file_at, self.chunk_at = address_of(self.file), address_of(self.chunk)
         return self
 
 
 def _addresses() -> NDArray[np.int64]:
-    """Addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask."""
+    """Give the addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask."""
     libc = ctypes.CDLL(None)
     pread, clock = (ctypes.cast(f, ctypes.c_void_p).value for f in (libc.pread, libc.clock_gettime))
     return np.array([pread, address("ZSTD_decompressDCtx"), clock, time.CLOCK_MONOTONIC], np.int64)
 
 
-def _reader(function: Any) -> Reader:
-    from radiodata.store.direct.kernel import CORRUPT, WRONG
-
+def _reader(function: Callable[..., int]) -> Reader:
     calls, kept = _addresses(), _Scratch()
 
     def read(file: DataFile, fragment: Fragment, spans: Spans, work: Work, out: Voxels) -> int:
         layout, clock = fragment.layout, np.zeros(3, np.int64)
-        scratch, words = kept.fit(layout), out.reshape(-1).view(f"u{layout.dtype.itemsize}")
+        scratch = kept.fit(layout)
         low, high = zip(*spans, strict=True)
+        box = np.array((*low, *high, *out.shape[1:]), np.int64)
         for batch in taken(work):
+            pieces = np.array(batch, np.int64)
             wrong = function(
-                calls, scratch.decoder, file.fd, layout.zstd, layout.shuffle, layout.chunk, layout.tile,
-                fragment.offsets, np.array(batch, np.int64), low, high, scratch.file, scratch.chunk,
-                out.shape, words, clock,
+                address_of(calls), scratch.decoder, file.fd, address_of(layout.words), address_of(fragment.offsets),
+                address_of(pieces), len(pieces), address_of(box), scratch.file_at, len(scratch.file),
+                scratch.chunk_at, address_of(out), address_of(clock),
             )  # fmt: skip
             if wrong:
-                raise (Corrupt if wrong in CORRUPT else Damaged)(WRONG[wrong])
+                raise (Corrupt if wrong in _CORRUPT else Damaged)(_WRONG[wrong])
         return int(clock[2])
 
     return read

@@ -1,7 +1,7 @@
-"""Tiles read, decoded and cut in one compiled function that holds no GIL. Imports numba: see ``compiled``.
+"""Tiles read, decoded and cut in one compiled function that holds no GIL: see ``native``.
 
-libc's ``pread`` and ``clock_gettime`` and zstd's ``ZSTD_decompressDCtx`` are called by address; the addresses are
-arguments, so that numba may keep the machine code in its cache. Every length is checked before it is used.
+libc's ``pread`` and ``clock_gettime`` and zstd's ``ZSTD_decompressDCtx`` are called by address. Every length is
+checked before it is used.
 """
 
 from __future__ import annotations
@@ -10,39 +10,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-WRONG = (
-    "",
-    "tiles are larger than any that a writer makes",
-    "its data cannot be read, or end before their last tile",
-    "a tile has another number of chunks",
-    "a chunk has another head",
-    "a chunk is shuffled over another length",
-    "a chunk cannot be decoded, or not to the length that its head tells",
-    "a tile has another length than its metadata tells",
-)
-"""What the number that the kernel returns means; 0 is all right."""
-CORRUPT = (5, 6)
-
-
-def _call_typed(_: Any, address: Any, arguments: Any) -> Any:
-    """Type and emit ``int64 f(int64, ...)``, called at an address."""
-
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        word = ir.IntType(64)
-        function = ir.FunctionType(word, [word] * len(arguments)).as_pointer()
-        return builder.call(
-            builder.inttoptr(values[0], function), cgutils.unpack_tuple(builder, values[1], len(arguments))
-        )
-
-    return types.int64(address, arguments), emit
-
-
-_call = intrinsic(_call_typed)
+from radiodata.store.direct.intrinsics import address, call, itemsize
 
 
 def _u32_py(buffer: Any, at: Any) -> Any:
@@ -62,7 +31,7 @@ def _rows_py(
     Shuffled, the bytes of a cell are `count` apart. All are unsigned: negative indices need no test then, and LLVM
     makes vector code of the inner loops. A loop for each size, for the same reason.
     """
-    size = out.itemsize
+    size = itemsize(out)
     for _ in range(rows):
         if size == 1:
             for i in range(cells):
@@ -99,7 +68,7 @@ def _cut_py(
     would share their reference counts.
     """
     row, plane = tile[2], tile[1] * tile[2]
-    apart = 1 if shuffle else out.itemsize  # bytes from a cell to the next
+    apart = 1 if shuffle else itemsize(out)  # bytes from a cell to the next
     count, step, stride = np.uint64(last - first), np.uint64(row * apart), np.uint64(shape[3])
     for x in range(max(a[0], first // plane), min(b[0], (last - 1) // plane + 1)):
         whole = first <= x * plane and x * plane + plane <= last  # chunks may end within a plane, and within a row
@@ -118,34 +87,36 @@ def _cut_py(
 _cut = numba.njit(inline="always")(_cut_py)
 
 
-def read_py(
-    calls: Any, decoder: Any, fd: Any, zstd: Any, shuffle: Any, chunk: Any, tile: Any, offsets: Any, pieces: Any,
-    low: Any, high: Any, buffer: Any, scratch: Any, shape: Any, out: Any,
-    clock: Any,
+def read(
+    calls: Any, decoder: Any, fd: Any, layout: Any, offsets: Any, pieces: Any, count_of_pieces: Any, box: Any,
+    buffer: Any, room: Any, scratch: Any, out: Any, clock: Any,
 ) -> int:  # fmt: skip
     """Read pieces (rows of channel, x, y, z, first, count) into `out`; give 0, or what is wrong.
 
-    calls: addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask; chunk: in cells; buffer:
-    a piece as on disk; scratch: a chunk and 64 bytes more; out: flat unsigned ints, of `shape` (channel, x, y, z);
-    clock: room for a timespec, and the nanoseconds of reading, which are added to.
+    calls: addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask; layout: whether there is
+    zstd, and a shuffle, cells of a chunk, and a tile's extents; box: its corners, low and high, and the shape of `out`
+    (x, y, z); buffer: `room` bytes for a piece as on disk; scratch: a chunk and 64 bytes more; out: unsigned ints, of
+    (channel, x, y, z); clock: room for a timespec, and the nanoseconds of reading, which are added to.
     """
-    size = out.itemsize
+    zstd, shuffle, chunk, tile = layout[0] != 0, layout[1] != 0, layout[2], (layout[3], layout[4], layout[5])
+    low, high, shape = (box[0], box[1], box[2]), (box[3], box[4], box[5]), (0, box[6], box[7], box[8])
+    size = itemsize(out)
     cells, plane = tile[0] * tile[1] * tile[2], tile[1] * tile[2]
     chunks = (cells + chunk - 1) // chunk
     head = 36 if shuffle else (28 if zstd else 12)
-    disk, room, now = np.int64(buffer.ctypes.data), np.int64(scratch.ctypes.data), np.int64(clock.ctypes.data)
-    for piece in range(len(pieces)):
-        channel, x, y, z0 = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2], pieces[piece, 3]
-        tile0, count = pieces[piece, 4], pieces[piece, 5]
+    disk, decoded, now = address(buffer), address(scratch), address(clock)
+    for piece in range(0, 6 * count_of_pieces, 6):
+        channel, x, y, z0 = pieces[piece], pieces[piece + 1], pieces[piece + 2], pieces[piece + 3]
+        tile0, count = pieces[piece + 4], pieces[piece + 5]
         start = np.int64(offsets[tile0])
         length = np.int64(offsets[tile0 + count]) - start
-        if length > len(buffer):
+        if length > room:
             return 1
-        _call(calls[2], (calls[3], now))
+        call(calls[2], (calls[3], now))
         begun = clock[0] * 1_000_000_000 + clock[1]
-        if _call(calls[0], (np.int64(fd), disk, length, start)) != length:
+        if call(calls[0], (fd, disk, length, start)) != length:
             return 2
-        _call(calls[2], (calls[3], now))
+        call(calls[2], (calls[3], now))
         clock[2] += clock[0] * 1_000_000_000 + clock[1] - begun
         for n in range(count):
             at = np.int64(offsets[tile0 + n]) - start
@@ -180,7 +151,7 @@ def read_py(
                     if shuffle:
                         if _u32(buffer, at + 20) != 8:
                             return 4
-                        got = _call(calls[1], (decoder, room, np.int64(64), disk + data, told))
+                        got = call(calls[1], (decoder, decoded, 64, disk + data, told))
                         if got != 8 or _u32(scratch, 0) != 1 or _u32(scratch, 4) != want:
                             return 5
                         data += told
@@ -190,7 +161,7 @@ def read_py(
                 if last <= a[0] * plane or first >= b[0] * plane:
                     continue
                 if zstd:
-                    if _call(calls[1], (decoder, room, want, disk + data, packed)) != want:
+                    if call(calls[1], (decoder, decoded, want, disk + data, packed)) != want:
                         return 6
                     _cut(scratch, 0, shuffle, first, last, a, b, tile, base, shape, out)
                 else:
@@ -198,14 +169,3 @@ def read_py(
             if at != end:
                 return 7
     return 0
-
-
-def compiled(*, cache: bool) -> Any:
-    """Give the function, compiled for each type of voxels when it is first called with it.
-
-    Raises
-    ------
-    RuntimeError
-        When `cache` is asked for and numba finds no folder for it.
-    """
-    return numba.njit(nogil=True, cache=cache)(read_py)

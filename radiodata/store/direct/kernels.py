@@ -1,8 +1,8 @@
 """Compiled kernels, where `radiodata[fast]` is installed; None, and another way, where anything is amiss.
 
-numba and the private half of zstandard that gives functions' addresses are imported on the first use, which takes a
-second, or three where nothing is compiled yet; a kernel is tried on tiles made here, and not used unless that comes out
-right.
+LLVM and the private half of zstandard that gives functions' addresses are imported on the first use, which takes a
+tenth of a second, or some seconds where nothing is compiled yet; a kernel is tried on tiles made here, and not used
+unless that comes out right.
 """
 
 from __future__ import annotations
@@ -34,20 +34,17 @@ class Kernels(Generic[T]):
     ----------
     instead
         What is said where there is none: ``"tiles are decoded"``.
-    function
-        Gives the function, and keeps its machine code in numba's cache or not.
     made
-        Makes of the function what its users call, for a type, and proves it.
+        Makes what its users call, for a type, and proves it; from machine code that is kept, or compiled anew.
     """
 
-    def __init__(self, instead: str, function: Callable[[bool], Any], made: Callable[[Any, Hashable], T]) -> None:
-        self._instead, self._load, self._make = instead, function, made
+    def __init__(self, instead: str, made: Callable[[Any, bool], T]) -> None:
+        self._instead, self._make = instead, made
         self._lock = threading.RLock()
         self._off = _said() in ("0", "false", "no", "off")
         self._ready: dict[Hashable, T] = {}
         self._asked: set[Hashable] = set()
-        self._function: Any = None
-        self._cache = self._still = True
+        self._still = True
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
         )
@@ -82,13 +79,10 @@ class Kernels(Generic[T]):
     def _try(self, key: Hashable) -> None:
         try:
             try:
-                made = self._made(key)
+                made = self._make(key, False)
             except (OSError, RuntimeError) as error:
-                if not self._cache:
-                    raise
-                _log.info("numba cannot keep compiled code (%s): each process compiles its own, for seconds", error)
-                self._cache, self._function = False, None
-                made = self._made(key)
+                _log.info("a kernel is compiled anew: %s", error)
+                made = self._make(key, True)
         except ImportError as error:
             self._off = True
             _log.info("%s without the compiled kernel (pip install 'radiodata[fast]'): %s", self._instead, error)
@@ -97,10 +91,6 @@ class Kernels(Generic[T]):
             _log.info("%s without the compiled kernel: %s: %s", self._instead, type(error).__name__, error)
         else:
             self._ready[key] = made
-
-    def _made(self, key: Hashable) -> T:
-        self._function = self._function or self._load(self._cache)
-        return self._make(self._function, key)
 
     def _before_fork(self) -> None:
         self._still = self._lock.acquire(timeout=FORK_S)
@@ -112,7 +102,7 @@ class Kernels(Generic[T]):
     def _after_fork_in_child(self) -> None:
         self._after_fork()
         self._asked = set(self._ready)  # threads that were about to begin are not here
-        if not self._still:  # another thread was compiling, and numba's own lock is held for ever
+        if not self._still:  # another thread was compiling, and the locks of numba and LLVM are held for ever
             self._lock, self._off = threading.RLock(), True
 
 

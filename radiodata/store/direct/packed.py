@@ -13,6 +13,7 @@ from radiodata.store.direct import plain
 from radiodata.store.direct.files import DataFile
 from radiodata.store.direct.kernels import Kernels, ZstdContext, address, proof_layout
 from radiodata.store.direct.metadata import Fragment, grid_of
+from radiodata.store.direct.native import Kernel, address_of, load
 from radiodata.store.direct.plan import pieces_of, shared_out
 from radiodata.store.direct.refusal import Refused
 
@@ -76,39 +77,40 @@ class _Scratch(threading.local):
         return self
 
 
-def _function(cache: bool) -> Any:
-    from radiodata.store.direct import packing
+def _load(dtype: str, anew: bool) -> Callable[..., int]:
+    voxels, sums = f"{dtype[1:]}*", f"{sums_of(np.dtype(dtype)).str[1:]}*"
+    calls, tiles, scratch = ("i8", "i8", "i8", "i8*"), ("i8*", "i8", "i8", "i8*"), ("u1*", "u1*", "u1*", "u1*", "i8")
+    given = (*calls, *tiles, voxels, voxels, *scratch, "i8*", voxels, sums)
+    return load(Kernel("radiodata.store.direct.packing", "pack", given), anew=anew)
 
-    return packing.compiled(cache=cache)
 
-
-def _made(function: Any, key: Any) -> Packer:
-    kept, compress = _Scratch(), address("ZSTD_compressCCtx")
+def _made(dtype: str, anew: bool) -> Packer:
+    function, kept, compress = _load(dtype, anew), _Scratch(), address("ZSTD_compressCCtx")
 
     def pack(voxels: Voxels, layout: Layout, level: int) -> Iterator[Packed]:
         scratch, dtype = kept.fit(layout), layout.dtype
         channels, x, y, z = voxels.shape
-        grid, flat = grid_of((channels, x, y, z), layout), voxels.reshape(-1)
-        cells = scratch.raw[: layout.cells * dtype.itemsize].view(dtype)
-        tiles = channels * int(np.prod(grid))
+        grid = np.array(grid_of((channels, x, y, z), layout), np.int64)
+        shape, tiles = np.array(voxels.shape, np.int64), channels * int(np.prod(grid))
         for first in range(0, tiles, layout.tiles_a_piece):
             count = min(layout.tiles_a_piece, tiles - first)
             lengths, ends = np.empty(count, np.int64), np.empty((count, 2), dtype)
             sums = np.zeros(count, sums_of(dtype))
             size = function(
-                compress, scratch.encoder, level, layout.zstd, layout.shuffle, layout.chunk, layout.tile, grid, first,
-                count, voxels.shape, flat, cells, scratch.raw, scratch.planes, scratch.told, scratch.out,
-                lengths, ends, sums,
+                compress, scratch.encoder, level, address_of(layout.words), address_of(grid), first, count,
+                address_of(shape), address_of(voxels), address_of(scratch.raw), address_of(scratch.raw),
+                address_of(scratch.planes), address_of(scratch.told), address_of(scratch.out), len(scratch.out),
+                address_of(lengths), address_of(ends), address_of(sums),
             )  # fmt: skip
             if size < 0:
                 raise Refused("its voxels are not all finite, or cannot be encoded")
             yield Packed(memoryview(scratch.out.data)[:size], lengths, ends, sums)
 
-    _prove(pack, key)
+    _prove(pack, dtype)
     return pack
 
 
-_kernels = Kernels("volumes are written", _function, _made)
+_kernels = Kernels("volumes are written", _made)
 
 
 def _prove(pack: Packer, dtype: str) -> None:

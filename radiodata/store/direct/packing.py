@@ -1,4 +1,4 @@
-"""Tiles gathered, described, shuffled and encoded in one compiled function that holds no GIL. Imports numba.
+"""Tiles gathered, described, shuffled and encoded in one compiled function that holds no GIL: see ``native``.
 
 The inverse of ``kernel``; zstd's ``ZSTD_compressCCtx`` is called by address.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from radiodata.store.direct.kernel import _call
+from radiodata.store.direct.intrinsics import address, call, itemsize
 
 NOT_FINITE = -1
 NOT_ENCODED = -2
@@ -50,27 +50,27 @@ def _gather_py(
                 low, high = min(low, value), max(high, value)
             for i in range(np.uint64(nz)):
                 total += cells[begin + i]
-    ends[n, 0], ends[n, 1], sums[n] = low, high, total
+    ends[2 * n], ends[2 * n + 1], sums[n] = low, high, total
 
 
 _gather = numba.njit(inline="always")(_gather_py)
 
 
-def pack_py(
-    compress: Any, encoder: Any, level: Any, zstd: Any, shuffle: Any, chunk: Any, tile: Any, grid: Any, first: Any,
-    count: Any, shape: Any, voxels: Any, cells: Any, raw: Any, planes: Any, told: Any, out: Any, lengths: Any,
-    ends: Any, sums: Any,
+def pack(
+    compress: Any, encoder: Any, level: Any, layout: Any, grid: Any, first: Any, count: Any, shape: Any, voxels: Any,
+    cells: Any, raw: Any, planes: Any, told: Any, out: Any, room: Any, lengths: Any, ends: Any, sums: Any,
 ) -> int:  # fmt: skip
     """Encode tiles `first` to `first + count` of a volume into `out`; give the bytes, or what is wrong.
 
-    compress: address of ZSTD_compressCCtx; chunk: in cells; voxels: flat, of `shape` (channel, x, y, z); cells, raw:
-    room for a tile, and the same memory as bytes; planes: room for a chunk; told: 8 bytes; lengths, ends, sums: of
-    each tile, to be filled, sums being 0.
+    compress: address of ZSTD_compressCCtx; layout: as of ``kernel.read``; grid: tiles along x, y and z; voxels: of
+    `shape` (channel, x, y, z); cells, raw: room for a tile, and the same memory as bytes; planes: room for a chunk;
+    told: 8 bytes; out: `room` bytes; lengths, ends, sums: of each tile, to be filled, sums being 0.
     """
-    size, all_cells = cells.itemsize, tile[0] * tile[1] * tile[2]
+    zstd, shuffle, chunk, tile = layout[0] != 0, layout[1] != 0, layout[2], (layout[3], layout[4], layout[5])
+    size, all_cells = itemsize(cells), tile[0] * tile[1] * tile[2]
     chunks = (all_cells + chunk - 1) // chunk
     head = 36 if shuffle else (28 if zstd else 12)
-    disk, bytes_of, split = np.int64(out.ctypes.data), np.int64(raw.ctypes.data), np.int64(planes.ctypes.data)
+    disk, bytes_of, split = address(out), address(raw), address(planes)
     at = 0
     for n in range(count):
         begun, of_tile = at, first + n
@@ -78,7 +78,8 @@ def pack_py(
         y0, of_tile = of_tile % grid[1] * tile[1], of_tile // grid[1]
         x0, channel = of_tile % grid[0] * tile[0], of_tile // grid[0]
         if x0 + tile[0] > shape[1] or y0 + tile[1] > shape[2] or z0 + tile[2] > shape[3]:
-            cells[:all_cells] = 0
+            for i in range(np.uint64(all_cells)):
+                cells[i] = 0
         _gather(voxels, shape, tile, channel, x0, y0, z0, cells, n, ends, sums)
         if sums[n] - sums[n] != 0:
             return NOT_FINITE
@@ -97,14 +98,14 @@ def pack_py(
                 source = split
                 _put(told, 0, 1)
                 _put(told, 4, want)
-                told_in = _call(compress, (encoder, disk + data, 64, np.int64(told.ctypes.data), 8, level))
+                told_in = call(compress, (encoder, disk + data, 64, address(told), 8, level))
                 if told_in <= 0 or told_in > 64:
                     return NOT_ENCODED
                 data += told_in
             packed = want
             if zstd:
-                packed = _call(compress, (encoder, disk + data, len(out) - data, source, want, level))
-                if packed <= 0 or packed > len(out) - data:
+                packed = call(compress, (encoder, disk + data, room - data, source, want, level))
+                if packed <= 0 or packed > room - data:
                     return NOT_ENCODED
                 if shuffle:
                     _put(out, at + 20, 8)
@@ -122,14 +123,3 @@ def pack_py(
             at = data + packed
         lengths[n] = at - begun
     return at
-
-
-def compiled(*, cache: bool) -> Any:
-    """Give the function, compiled for each type of voxels when it is first called with it.
-
-    Raises
-    ------
-    RuntimeError
-        When `cache` is asked for and numba finds no folder for it.
-    """
-    return numba.njit(nogil=True, cache=cache)(pack_py)

@@ -97,6 +97,7 @@ class Direct:
             return False
         try:
             need(_ABLE, "this machine is not little-endian, or has no preadv")
+            need(out.flags.c_contiguous and out.dtype == source.dtype, "its voxels are wanted in another layout")
             fragment = self._fragment(source, config, context)
             pieces = pieces_of(fragment, spans, channels)
             file = self._file(source, fragment, pieces, config)

@@ -12,6 +12,7 @@ from radiodata.store.direct.refusal import need
 
 if TYPE_CHECKING:
     import tiledb
+    from numpy.typing import NDArray
 
     from radiodata.geometry import Shape3
 
@@ -50,6 +51,11 @@ class Layout:
     def chunk(self) -> int:
         """Cells of every chunk of a tile but the last."""
         return min(self.cells, MAX_CHUNK // self.dtype.itemsize)
+
+    @cached_property
+    def words(self) -> NDArray[np.int64]:
+        """As compiled kernels take it: whether there is zstd, and a shuffle, cells of a chunk, extents of a tile."""
+        return np.array([self.zstd, self.shuffle, self.chunk, *self.tile], np.int64)
 
     @cached_property
     def tiles_a_piece(self) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from radiodata.store.direct.schema import Layout
 
 LEAST = 1 << 26
-"""Bytes of voxels that a process has to write: for fewer it loads no kernel, which takes a second."""
+"""Bytes of voxels that a process has to write: for fewer it compiles no kernel, which takes seconds."""
 _seen = 0
 
 
