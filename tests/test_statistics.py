@@ -87,12 +87,12 @@ def test_compiled_counts_are_those_of_numpy(
     elements = data.draw(st.sampled_from([narrow, None]))
     values = data.draw(hnp.arrays(dtype, (channels, *shape), elements=elements))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "worthwhile", lambda: True)
+        patch.setattr(statistics, "worthwhile", lambda _: True)
         found = check_image(values, tile)
         low, high = int(values.min()), int(values.max())
         small = max(abs(low), abs(high)) <= statistics._MOST_EXACT
         assert (statistics._counter(values, tile, low, high) is not None) == small
-        patch.setattr(statistics, "worthwhile", lambda: False)
+        patch.setattr(statistics, "worthwhile", lambda _: False)
         wanted = check_image(values, tile)
     assert found.obs.keys() == wanted.obs.keys()
     for name, value in wanted.obs.items():
@@ -113,7 +113,7 @@ def test_compiled_counts_are_those_of_numpy(
     ids=["large values", "64 bits", "another order", "big-endian"],
 )
 def test_what_the_compiled_counter_leaves_to_numpy(values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "worthwhile", lambda: True)
+    monkeypatch.setattr(statistics, "worthwhile", lambda _: True)
     assert statistics._counter(values, TILE, int(values.min()), int(values.max())) is None
     assert statistics._counter(values, (1 << 10, 1 << 10, 1), 0, 9) is None
     check_image(values, TILE)

@@ -16,10 +16,11 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from radiodata.geometry import axis_codes, c_order, ras_transform, reorient, reorient_affine
+from radiodata.geometry import axis_codes, ras_transform, reorient, reorient_affine
 from radiodata.ingest.exact import InexactError, exact
 from radiodata.ingest.files import NiftiError, beginning, content, halves_of, inflated
 from radiodata.ingest.items import Grid, Loaded
+from radiodata.ingest.order import c_order
 from radiodata.store.verify import HASH_DIGITS
 
 if TYPE_CHECKING:

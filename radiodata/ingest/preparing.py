@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from radiodata.errors import ConfigError, GeometryError
-from radiodata.geometry import c_order
 from radiodata.ingest.items import Grid
+from radiodata.ingest.order import c_order
 from radiodata.ingest.transforms import Clip, Crop, CropForeground, Resample
 
 if TYPE_CHECKING:

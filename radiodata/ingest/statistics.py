@@ -153,7 +153,7 @@ def _counter(values: Voxels, tile: Shape3, low: int, high: int) -> Counter | Non
     """Give the compiled counterpart of ``_count``, where it is worth its loading, and its sums are exact."""
     exact = max(abs(int(low)), abs(int(high))) <= _MOST_EXACT and int(np.prod(tile)) <= _MOST_CELLS
     plain = values.dtype.itemsize < 8 and values.dtype.isnative and values.flags.c_contiguous
-    return _kernels.get(values.dtype.str) if exact and plain and worthwhile() else None
+    return _kernels.get(values.dtype.str) if exact and plain and worthwhile(values.nbytes) else None
 
 
 def _made(dtype: str, anew: bool) -> Counter:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from radiodata.geometry import axis_codes, c_order, ras_transform, reorient
+from radiodata.geometry import axis_codes, ras_transform, reorient
 from radiodata.ingest.dicom.masks import masks, own_grid
 from radiodata.ingest.dicom.scan import read_bytes
 from radiodata.ingest.dicom.voxels import digest, load
 from radiodata.ingest.items import Grid, Loaded
+from radiodata.ingest.order import c_order
 from radiodata.store.verify import HASH_DIGITS
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.geometry import axis_codes, c_order, ras_transform, reorient, reorient_affine
+from radiodata.geometry import axis_codes, ras_transform, reorient, reorient_affine
 from radiodata.ingest.dicom.scan import DicomError, parsing, read_bytes, read_dataset
 from radiodata.ingest.exact import InexactError, exact
 from radiodata.ingest.items import Loaded
+from radiodata.ingest.order import c_order
 from radiodata.store.verify import HASH_DIGITS
 
 if TYPE_CHECKING:

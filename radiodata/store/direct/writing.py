@@ -35,9 +35,9 @@ LEAST = 1 << 26
 _seen = 0
 
 
-def worthwhile() -> bool:
-    """Whether this process has written so much that kernels are worth their loading."""
-    return _seen >= LEAST
+def worthwhile(more: int = 0) -> bool:
+    """Whether this process has written so much, or is about to with so many bytes more, that kernels pay."""
+    return _seen + more >= LEAST
 
 
 def write(uri: str, slot: int, voxels: Voxels, ctx: tiledb.Ctx) -> bool:
