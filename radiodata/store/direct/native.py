@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _DIGEST = hashlib.sha256().digest_size
 _FROM_LIBC = {"memcpy", "memmove", "memset"}  # what LLVM makes of loops
 _log = logging.getLogger("radiodata.store")
-_kept: list[Any] = []  # LLVM frees the code of libraries that nothing holds
+_kept: list[Any] = []  # LLVM frees the code of what nothing holds
 
 
 class Kernel(NamedTuple):
@@ -71,7 +71,7 @@ def load(kernel: Kernel, *, anew: bool = False) -> Callable[..., int]:
     library = llvm.JITLibraryBuilder().add_object_img(code).add_current_process().export_symbol(kernel.name)
     compiler = _compiler()
     linked = library.link(compiler, f"{kernel.name}-{uuid.uuid4().hex}")
-    _kept.append(linked)
+    _kept.append((compiler, linked))
     kinds = [ctypes.c_void_p if a.endswith("*") else ctypes.c_int64 for a in kernel.arguments]
     function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)(linked[kernel.name])
 
@@ -97,10 +97,7 @@ def _llvm() -> tuple[Any, Any]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_triple(llvm.get_process_triple())
-    machine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, reloc="pic"
-    )
-    return llvm, machine
+    return llvm, target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, reloc="pic")
 
 
 @cache
@@ -110,13 +107,22 @@ def _compiler() -> Any:
     return llvm.create_lljit_compiler(_llvm()[1])
 
 
+def _features() -> str:
+    import llvmlite.binding as llvm
+
+    try:
+        return str(llvm.get_host_cpu_features().flatten())
+    except RuntimeError:  # of a processor that LLVM does not ask
+        return ""
+
+
 def _key(kernel: Kernel) -> str:
     """What the machine code depends on: the sources, the libraries that compile them, the types, and the machine."""
     import llvmlite.binding as llvm
 
     sources = [Path(str(find_spec(module).origin)).read_bytes() for module in (kernel.module, *kernel.helpers)]  # type: ignore[union-attr]
     told = (kernel, version("numba"), version("llvmlite"), platform.python_version())
-    machine = (llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    machine = (llvm.get_process_triple(), llvm.get_host_cpu_name(), _features())
     return hashlib.sha256(repr((sources, told, machine)).encode()).hexdigest()[:32]
 
 
