@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 SUMMARY = "image and label, a third of the crops on foreground: samples/s"
 PRIMARY, UNIT, HIGHER_IS_BETTER = "samples_per_s", "samples/s", True
-PEERS = ("blosc2", "MONAI")
+PEERS = ("blosc2", "nnU-Net", "MONAI")
 HERE = "benchmarks.contenders.labels:"
+OWN = "benchmarks.contenders.nnunet_loader:Nnunet"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ ROWS = (
     Row("blosc2", "blosc2 (nnU-Net 2.8), 2 workers", HERE + "Blosc2", ("blosc2",), {"since": "2.8"}, 2),
     Row("blosc2", "blosc2 (nnU-Net 2.8), in process", HERE + "Blosc2", ("blosc2",), {"since": "2.8"}, 0),
     Row("blosc2", "blosc2 (nnU-Net 2.7), 2 workers", HERE + "Blosc2", ("blosc2",), {"since": "2.7"}, 2),
+    Row("nnU-Net", "nnU-Net v2, its loader, 2 workers", OWN, ("nnunetv2",), {}, 2, None, "float32, opened each time"),
+    Row("nnU-Net", "nnU-Net v2, its loader, in process", OWN, ("nnunetv2",), {}, 0, None, "float32, opened each time"),
     Row("memmap", "memmap, 2 workers", HERE + "Memmap", (), {}, 2),
     Row("memmap", "memmap, in process", HERE + "Memmap", (), {}, 0),
     Row("MONAI", "MONAI CacheDataset, in process", HERE + "Monai", ("monai",), {}, 0, None, "volumes in memory"),

@@ -88,6 +88,7 @@ GOALS = (
     Goal("loader, image: x TorchIO Queue", 200, True, ratio("loader", _FIRST, "TorchIO", _DEFAULT)),
     Goal("loader, image: x memmap, 2 workers", 1.2, True, ratio("loader", _FIRST, "memmap (w2)", _DEFAULT)),
     Goal("loader, foreground: x blosc2", 3, True, ratio("foreground", "", "blosc2")),
+    Goal("loader, foreground: x nnU-Net's own loader", 3, True, ratio("foreground", "", "nnU-Net")),
     Goal("random 96-cube: x RadiObject", 8, True, ratio("patch", "random 96", "RadiObject", _PATCH, theirs_first=True)),
     Goal("aligned 64-cube: x its bare decode", 1.3, False, ratio("patch", "aligned 64", "bare decode", _PATCH)),
     Goal("decoded bytes a delivered one, default", 1, False, of("loader", _FIRST, _DEFAULT, "decoded_share")),

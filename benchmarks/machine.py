@@ -21,6 +21,7 @@ PACKAGES = (
     "torchio",
     "simpleitk",
     "blosc2",
+    "nnunetv2",
     "zarr",
     "psutil",
 )
