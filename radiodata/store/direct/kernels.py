@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 VARIABLE = "RADIODATA_COMPILED"
-FORK_S = 10.0
+FORK_S = 30.0
 """How long a fork waits for a kernel that is being loaded; the child does without one where that is not enough."""
 _log = logging.getLogger("radiodata.store")
 
