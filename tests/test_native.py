@@ -99,6 +99,17 @@ def test_damaged_code_is_not_loaded(make: Callable[..., Kernel], tmp_path: Path,
     assert native._read(file.name) is not None  # kept again
 
 
+@pytest.mark.parametrize("code", ["no object", "another function"])
+def test_whole_files_of_other_code_are_errors(make: Callable[..., Kernel], tmp_path: Path, code: str) -> None:
+    """Not the end of the process: a kernel is compiled anew then."""
+    other = native._compile(make("fails"), *native._llvm()) if code == "another function" else b"no object at all"
+    native._keep(f"total-{native._key(make())}.o", other)
+    with pytest.raises(RuntimeError):
+        load(make())
+    assert sum_of(load(make(), anew=True)) == 3 * sum(range(-3, 40))
+    assert sum_of(load(make())) == 3 * sum(range(-3, 40))
+
+
 def test_another_source_is_other_code(make: Callable[..., Kernel], tmp_path: Path) -> None:
     before = native._key(make())
     (tmp_path / "summing.py").write_text(SOURCE + "\n")

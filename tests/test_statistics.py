@@ -116,6 +116,7 @@ def test_what_the_compiled_counter_leaves_to_numpy(values: np.ndarray, monkeypat
     monkeypatch.setattr(statistics, "worthwhile", lambda _: True)
     assert statistics._counter(values, TILE, int(values.min()), int(values.max())) is None
     assert statistics._counter(values, (1 << 10, 1 << 10, 1), 0, 9) is None
+    assert not statistics._kernels._off  # it was not asked
     check_image(values, TILE)
 
 

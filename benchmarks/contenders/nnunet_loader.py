@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.contenders.base import LoaderSpec
     from benchmarks.labelled import Labelled
 
-_CACHED = 6  # batches in the queue of the trainer's workers
+_CACHED, _WAIT_S = 6, 0.002  # as its trainer asks for: batches in the queue, and a look at it so often
 
 
 class Nnunet(Labels):
@@ -69,11 +69,13 @@ class _Epochs:
     """Batches of a loader that never ends, so many an epoch."""
 
     def __init__(self, folder: Path, spec: LoaderSpec, batches: int) -> None:
+        import torch
         from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
         from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
         from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
         from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+        torch.set_num_threads(1)  # as nnU-Net does where it trains on a GPU
         np.random.seed(spec.seed)
         size, labels = (spec.crop,) * 3, LabelManager({"background": 0, "bright": 1, "bone": 2}, None)
         self._each = batches
@@ -83,7 +85,7 @@ class _Epochs:
         if spec.workers:
             seeds = list(range(spec.seed, spec.seed + spec.workers))
             self._source = NonDetMultiThreadedAugmenter(
-                self._source, None, spec.workers, max(_CACHED, spec.workers // 2), seeds
+                self._source, None, spec.workers, _CACHED, seeds, wait_time=_WAIT_S
             )
 
     def __iter__(self) -> Iterator[Any]:

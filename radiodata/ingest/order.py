@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -28,8 +28,10 @@ def c_order(voxels: Voxels) -> Voxels:
     The order of a scanner's files is the reverse, so a plain copy misses the cache with every voxel.
     """
     fast = _fastest(voxels)
-    turn = _kernels.get(voxels.dtype.itemsize) if fast is not None and worthwhile(voxels.nbytes) else None
-    return turn(voxels, fast) if turn is not None and fast is not None else geometry.c_order(voxels)
+    if fast is None or not worthwhile(voxels.nbytes):
+        return geometry.c_order(voxels)
+    turn = _kernels.get(voxels.dtype.itemsize)
+    return geometry.c_order(voxels) if turn is None else turn(voxels, fast)
 
 
 def _fastest(voxels: Voxels) -> int | None:
@@ -68,4 +70,4 @@ def _prove(turn: Turn, size: int) -> None:
             raise RuntimeError("its voxels are not those that were given")
 
 
-_kernels: Kernels[Any] = Kernels("volumes are turned", _made)
+_kernels = Kernels("volumes are turned", _made)

@@ -64,12 +64,12 @@ def _cut_py(
 ) -> None:
     """Copy what is wanted, a to b, of cells first..last of a tile; they begin at raw[at].
 
-    `out` is flat, of `shape`, and the tile's corner lies at `base` of it. No slices: threads that fill one `out`
+    `out` is of `shape` (x, y, z), and the tile's corner lies at `base` of it. No slices: threads that fill one `out`
     would share their reference counts.
     """
     row, plane = tile[2], tile[1] * tile[2]
     apart = 1 if shuffle else itemsize(out)  # bytes from a cell to the next
-    count, step, stride = np.uint64(last - first), np.uint64(row * apart), np.uint64(shape[3])
+    count, step, stride = np.uint64(last - first), np.uint64(row * apart), np.uint64(shape[2])
     for x in range(max(a[0], first // plane), min(b[0], (last - 1) // plane + 1)):
         whole = first <= x * plane and x * plane + plane <= last  # chunks may end within a plane, and within a row
         for y in range(a[1], a[1] + 1 if whole else b[1]):
@@ -79,7 +79,7 @@ def _cut_py(
             if begin + skipped >= end:
                 continue
             source = np.uint64(at + (begin + skipped - first) * apart)
-            target = np.uint64(base + (x * shape[2] + y) * shape[3] + a[2] + skipped)
+            target = np.uint64(base + (x * shape[1] + y) * shape[2] + a[2] + skipped)
             rows, cells = np.uint64(b[1] - a[1] if whole else 1), np.uint64(end - begin - skipped)
             _rows(raw, source, step, shuffle, count, out, target, stride, rows, cells)
 
@@ -99,7 +99,7 @@ def read(
     (channel, x, y, z); clock: room for a timespec, and the nanoseconds of reading, which are added to.
     """
     zstd, shuffle, chunk, tile = layout[0] != 0, layout[1] != 0, layout[2], (layout[3], layout[4], layout[5])
-    low, high, shape = (box[0], box[1], box[2]), (box[3], box[4], box[5]), (0, box[6], box[7], box[8])
+    low, high, shape = (box[0], box[1], box[2]), (box[3], box[4], box[5]), (box[6], box[7], box[8])
     size = itemsize(out)
     cells, plane = tile[0] * tile[1] * tile[2], tile[1] * tile[2]
     chunks = (cells + chunk - 1) // chunk
@@ -122,7 +122,7 @@ def read(
             at = np.int64(offsets[tile0 + n]) - start
             end = np.int64(offsets[tile0 + n + 1]) - start
             dx, dy, dz = x * tile[0] - low[0], y * tile[1] - low[1], (z0 + n) * tile[2] - low[2]
-            base = ((channel * shape[1] + dx) * shape[2] + dy) * shape[3] + dz
+            base = ((channel * shape[0] + dx) * shape[1] + dy) * shape[2] + dz
             a = (max(-dx, 0), max(-dy, 0), max(-dz, 0))
             b = (
                 min(high[0] - low[0] - dx, tile[0]),

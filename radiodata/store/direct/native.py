@@ -13,11 +13,10 @@ import hashlib
 import importlib
 import logging
 import os
-import platform
+import sys
 import uuid
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,10 +117,12 @@ def _features() -> str:
 
 def _key(kernel: Kernel) -> str:
     """What the machine code depends on: the sources, the libraries that compile them, the types, and the machine."""
+    from importlib.metadata import version  # for what no kernel is needed, these are not imported
+
     import llvmlite.binding as llvm
 
     sources = [Path(str(find_spec(module).origin)).read_bytes() for module in (kernel.module, *kernel.helpers)]  # type: ignore[union-attr]
-    told = (kernel, version("numba"), version("llvmlite"), platform.python_version())
+    told = (kernel, version("numba"), version("llvmlite"), sys.version)
     machine = (llvm.get_process_triple(), llvm.get_host_cpu_name(), _features())
     return hashlib.sha256(repr((sources, told, machine)).encode()).hexdigest()[:32]
 
