@@ -84,7 +84,7 @@ def load(kernel: Kernel, *, anew: bool = False) -> Callable[..., int]:
 
 
 def address_of(array: NDArray[Any]) -> int:
-    """Address of the first item of a contiguous array."""
+    """Address of the first item of an array; a kernel that is not told its steps takes it for contiguous."""
     return int(array.ctypes.data)
 
 
