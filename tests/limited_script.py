@@ -1,7 +1,8 @@
 """Run a pipeline in a process that may take only so much memory: ``limited_script.py KIND SOURCE TARGET MIB``.
 
 Linux has no limit on resident memory; RLIMIT_DATA bounds what a process can make resident beside its files: everything
-private and writable. It is set once imports, contexts and threads are there, to what is in use then and MIB more.
+private and writable. It is set once imports, contexts, threads and kernels are there, to what is in use then and MIB
+more: a kernel that is not compiled yet takes numba, 122 MB.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ def limit(mib: int) -> int:
     most = int(line.split()[1]) * 1024 + (mib << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     return most
+
+
+def kernels_at_once() -> None:
+    """Have kernels loaded with the first volume that is written here, not once some have been."""
+    from radiodata.store.direct import writing
+
+    writing.LEAST = 0
 
 
 def steps(lazy: Any) -> Any:
@@ -61,11 +69,14 @@ def main(kind: str, source: str, target: str, mib: int) -> None:
             LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
             Client(cluster) as client,
         ):
+            client.run(kernels_at_once)
             warm(cohort, target, executor=client)
             client.run(limit, mib)
             limit(mib)
             steps(cohort.CT.lazy()).write(target, executor=client)
 
+
+kernels_at_once()  # in processes begun here, too
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
