@@ -263,6 +263,10 @@ def test_the_estimate_counts_every_process() -> None:
     assert (told.batch_bytes, told.cache_bytes, told.shared_bytes) == (4000, 100_000, 2 * 5 * 4000)
     assert told.total_bytes == told.cache_bytes + told.making_bytes + told.shared_bytes + told.pinned_bytes
     assert "shared" in str(told)
+    here = estimate.estimate(
+        sample_bytes=1000, samples=4, batches=100, cache_bytes=50_000, workers=0, prefetch=3, pin_memory=False
+    )
+    assert (here.cache_bytes, here.making_bytes, here.shared_bytes) == (50_000, 4 * 4000, 0)
     assert told.to_dict()["batch_bytes"] == 4000
 
 

@@ -199,6 +199,11 @@ class PatchDataset(IterableDataset[Sample]):
         return self._reader.schemes
 
     @property
+    def transforms(self) -> bool:
+        """Whether samples are transformed."""
+        return self._transform is not None
+
+    @property
     def sample_bytes(self) -> int:
         """Bytes of the voxels of a sample; of the largest, where volumes come whole."""
         volumes = self._aligned.volumes

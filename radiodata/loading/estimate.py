@@ -22,7 +22,7 @@ class Estimate:
     cache_bytes
         Crops read ahead or still to be delivered, over all processes: at most what an epoch has.
     making_bytes
-        Samples and batches in the making, over all processes.
+        Samples and batches in the making, over all processes; without workers, one ahead and the one trained on, too.
     shared_bytes
         Batches made ahead by workers, in memory shared with them; it is anonymous, not in ``/dev/shm``.
     pinned_bytes
@@ -98,7 +98,7 @@ def estimate(
     return Estimate(
         batch_bytes=batch,
         cache_bytes=min(cache_bytes * processes, batch * batches),
-        making_bytes=2 * batch * processes,
+        making_bytes=2 * batch * processes + (0 if workers else _SPARE_BATCHES * batch),
         shared_bytes=workers * (prefetch + _SPARE_BATCHES) * batch,
         pinned_bytes=3 * batch if pin_memory else 0,
         available_bytes=memory_available(),

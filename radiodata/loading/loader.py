@@ -61,6 +61,11 @@ class _PatchBatches:
         return self._dataset.stats
 
     @property
+    def anywhere(self) -> bool:
+        """Whether no transform, nor a function of the user's that makes a batch of samples, is called."""
+        return self._collate is collate_samples and not self._dataset.transforms
+
+    @property
     def spread(self) -> int:
         """Steps of an epoch over which the crops of one unit are spread."""
         return self._dataset.plan.units.crops * self._dataset.plan.workers
@@ -82,8 +87,8 @@ class _PatchBatches:
         drawn = self._drawn.get(at)
         if drawn is None:
             drawn = self._drawn[at] = self._dataset.plan.rank_batch(*at, self._rank, self._world)
-            while len(self._drawn) > _DRAWN:
-                del self._drawn[next(iter(self._drawn))]
+            if len(self._drawn) > _DRAWN:
+                self._drawn.pop(next(iter(tuple(self._drawn))), None)  # two threads, of two iterators, may do so
         return drawn
 
 
@@ -104,7 +109,8 @@ class PatchLoader:
     batch_size
         Global batch: over all ranks together; a multiple of the number of ranks.
     num_workers
-        Worker processes; 0 makes batches in this one.
+        Worker processes; 0 makes batches in this one: one ahead, in a thread, or, where there are transforms or a
+        `collate_fn`, when it is asked for.
     prefetch
         Batches made ahead by each worker.
     threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 Read: TypeAlias = "tuple[UnitKey, int]"
 """A unit, and the crop of it that a batch takes."""
+_GLANCE = 1.0
+"""Seconds between looks at whether a batch is still wanted."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,16 @@ class ReadAhead:
                     return
             number = self._granted = number + 1
 
-    def wait(self, seconds: float | None) -> UnitKey | None:
-        """Wait for what the present step needs; give the unit whose read took longer than that, if any."""
-        deadline = None if seconds is None else time.monotonic() + seconds
+    def wait(self, seconds: float | None, stopped: threading.Event | None = None) -> UnitKey | None:
+        """Wait for what the present step needs; give the unit whose read took longer than that, if any.
+
+        It waits no more once `stopped` is set.
+        """
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
         for key, _ in self._seen[0][1] if self._seen else ():
-            if not self._blocks.wait(key, None if deadline is None else max(0.0, deadline - time.monotonic())):
-                return key
+            while not self._blocks.wait(key, min(_GLANCE, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline or (stopped is not None and stopped.is_set()):
+                    return key
         return None
 
     def close(self, seconds: float = 5.0) -> None:

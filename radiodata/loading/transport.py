@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import time
 import weakref
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from radiodata.errors import ConfigError, WorkerHungError
-from radiodata.loading.pinning import can_pin, pinned
+from radiodata.loading.background import in_background
+from radiodata.loading.pinning import can_pin, locked, pinned
 from radiodata.loading.readahead import ReadAhead, Turn
 from radiodata.loading.stats import Stats
 from radiodata.loading.watch import Settings
@@ -44,6 +46,10 @@ class BatchSource(Protocol):
 
     allocate: Allocate
     """Gives the memory that batches lie in, in this process."""
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether any thread may make batches: no code of users' does, which may keep and draw what others do, too."""
 
     @property
     def spread(self) -> int:
@@ -178,7 +184,7 @@ class WorkerTransport:
 
 
 class LocalTransport:
-    """Threads of this process read ahead; transforms and collation run where the batch is asked for."""
+    """Threads of this process read ahead, and another makes a batch ahead; transforms run where it is asked for."""
 
     def __init__(
         self,
@@ -203,9 +209,14 @@ class LocalTransport:
         WorkerHungError
             When a read has taken longer than the timeout.
         """
-        if self._pin:
-            return pinned(lambda stopped: self._iterate(epoch, start, stop), self._stats)
-        return self._iterate(epoch, start, stop)
+        if not self._threads or not self._source.anywhere:
+            batches = self._iterate(epoch, start, stop)
+            return self._locked(batches) if self._pin else batches
+
+        def make(stopped: threading.Event) -> Generator[Batch, None, None]:
+            return self._iterate(epoch, start, stop, stopped)
+
+        return pinned(make, self._stats) if self._pin else in_background(make, "radiodata-batch")
 
     def close(self) -> None:
         """End the threads, which otherwise end with their iterator, but where they read on for the next one."""
@@ -215,6 +226,11 @@ class LocalTransport:
         if self._end is not None:
             self._end.detach()
         self._kept = None
+
+    def _locked(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        with closing(batches):
+            for batch in batches:
+                yield locked(batch, self._stats)
 
     def _reading_ahead(self) -> ReadAhead | None:
         source, blocks = self._source, self._source.blocks() if self._threads else None
@@ -228,13 +244,17 @@ class LocalTransport:
             atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
         return ahead
 
-    def _iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
+    def _iterate(
+        self, epoch: int, start: int, stop: int, stopped: threading.Event | None = None
+    ) -> Generator[Batch, None, None]:
         source, ahead, patience, ended = self._source, self._reading_ahead(), 5.0, False
         try:
             for step in range(start, stop):
                 if ahead is not None:
                     ahead.advance(Turn(epoch, step, stop, 1, self._goes_on))
-                    slow = ahead.wait(self._timeout)
+                    slow = ahead.wait(self._timeout, stopped)
+                    if stopped is not None and stopped.is_set():
+                        return
                     if slow is not None:
                         patience = 0.0
                         raise self._hung(slow, epoch, step)
@@ -246,10 +266,9 @@ class LocalTransport:
                 yield batch
                 del batch
         finally:
-            if ended and self._goes_on:
+            if ended and self._goes_on and self._kept is None and ahead is not None:  # else another iterator's are
                 self._kept = ahead
-                if ahead is not None:
-                    self._end = weakref.finalize(self, _end, ahead)
+                self._end = weakref.finalize(self, _end, ahead)
             elif ahead is not None:
                 atexit.unregister(ahead.close)
                 ahead.close(patience)
