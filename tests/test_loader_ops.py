@@ -139,6 +139,48 @@ def test_reading_ahead_goes_on_in_the_order_of_need_until_there_is_no_room() -> 
     assert lanes.order == [(0, u) for u in (0, 1, 2, 3, 8, 9, 10, 11, 16, 17)]
 
 
+def test_short_epochs_are_read_while_the_one_before_goes_on() -> None:
+    """All of an epoch's units are opened by its first eight steps: those of the next one come while few are held."""
+    lanes = Lanes(32)
+    blocks = BlockCache(lanes.read, 1 << 30, size=lambda key: 4000)
+    ahead = ReadAhead(blocks, lanes.reads, spread=32, threads=1, ahead=2, units=48)
+    most, read = 0, []
+    for number in range(64):
+        epoch, step = divmod(number, 32)
+        ahead.advance(Turn(epoch, step, 32, 1, goes_on=True))
+        most = max(most, blocks.open)
+        assert ahead.wait(10) is None
+        for key, crop in lanes.reads((epoch, step)):
+            blocks.take(key, crop)
+        ahead.go_on()
+        most = max(most, blocks.open)
+        while any(r for r in list(blocks._reading.values())):
+            threading.Event().wait(0.001)
+        read.append(len(lanes.order))
+    ahead.close()
+    assert read[7] >= 46  # 32 of this epoch, and 14 or more of the next one long before its first step
+    assert read[23] == 48
+    assert most <= 48 + 3  # a step is granted whole
+    assert len(lanes.order) == len(set(lanes.order))
+
+
+def test_a_step_count_that_is_given_holds(cohort: Cohort) -> None:
+    assert loader(cohort)._transport._source.units == 4 * 8
+    assert loader(cohort, read_ahead=8)._transport._source.units == 0
+    assert loader(cohort, settings={"order": "sequential"})._transport._source.units == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"), [(1, 0, 1), (2, 0, 1), (4, 0, 3), (64, 0, 4), (2, 2, 2), (64, 2, 2)]
+)
+def test_as_many_threads_read_as_cores_allow(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
+) -> None:
+    monkeypatch.setattr("radiodata.loading.loader.cores", lambda: cores)
+    assert loader(cohort, num_workers=workers)._transport._threads == threads
+    assert loader(cohort, num_workers=workers, threads=3)._transport._threads == 3
+
+
 def test_a_jump_reads_what_is_needed_now_first() -> None:
     lanes = Lanes(32)
     blocks = BlockCache(lanes.read, 8 * 4000, size=lambda key: 4000)

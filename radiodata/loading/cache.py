@@ -102,6 +102,12 @@ class BlockCache:
             for key in [k for k, r in self._reading.items() if not r.begun]:
                 del self._reading[key]
 
+    @property
+    def open(self) -> int:
+        """Units of which crops wait here, or that are being read."""
+        with self._lock:
+            return len(self._waiting) + len(self._reading)
+
     def holds(self, key: UnitKey, crop: int) -> bool:
         """Whether a crop waits here, or comes with a unit that is being read."""
         with self._lock:

@@ -11,6 +11,7 @@ from radiodata.errors import ConfigError, StateMismatchError
 from radiodata.loading.collate import bytes_of, collate_samples
 from radiodata.loading.dataset import current_rank, current_world
 from radiodata.loading.estimate import Estimate, estimate
+from radiodata.loading.machine import cores
 from radiodata.loading.memory import batches
 from radiodata.loading.stats import LoaderStats, Stats
 from radiodata.loading.transport import make_transport
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from radiodata.sampling import Slot
 
 STATE_VERSION = 1
-_THREADS, _REMOTE_THREADS = 2, 16
+_WORKERS_THREADS, _MOST_THREADS, _REMOTE_THREADS = 2, 4, 16
 _AHEAD, _REMOTE_AHEAD = 8, 32
 _DRAWN = 512
 
@@ -37,10 +38,16 @@ class _PatchBatches:
     allocate: Allocate = batches.empty
 
     def __init__(
-        self, dataset: PatchDataset, rank: int, world: int, collate: Callable[[list[Any]], Batch], ahead: int
+        self,
+        dataset: PatchDataset,
+        rank: int,
+        world: int,
+        collate: Callable[[list[Any]], Batch],
+        ahead: int,
+        units: int,
     ) -> None:
         self._dataset, self._rank, self._world, self._collate = dataset, rank, world, collate
-        self.ahead = ahead
+        self.ahead, self.units = ahead, units
         self._drawn: dict[At, list[Slot]] = {}
 
     def __getitem__(self, at: At) -> Batch:
@@ -115,11 +122,12 @@ class PatchLoader:
         Batches made ahead by each worker.
     threads
         Threads that read ahead, in each process that reads; with 0, a batch's reads are done one after another
-        when it is made. By default 2; 16 where units come from an object store, whose answers they wait for, and
-        then they read on into the next epoch.
+        when it is made. By default 2 in a worker, and in this process one fewer than it has cores, 1 to 4; 16 where
+        units come from an object store, whose answers they wait for.
     read_ahead
         Steps of its own for which a process reads ahead, as far as the dataset's `cache_bytes` allow; by default 8,
-        and 32 from an object store.
+        and 32 from an object store, and then on while few units are held, so that a short epoch does not begin with a
+        wait.
     rank, world_size
         This process among those that train together; by default what ``torch.distributed`` says.
     multiprocessing_context
@@ -176,19 +184,21 @@ class PatchLoader:
             raise ConfigError(f"on_mismatch must be 'error' or 'restart_epoch', not {on_mismatch!r}")
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not among {self.world_size} ranks")
+        units = 0
         if read_ahead is None:
             read_ahead = _REMOTE_AHEAD if dataset.schemes else _AHEAD
+            units = batch_size // self.world_size * dataset.plan.workers if dataset.plan.order == "lanes" else 0
         if read_ahead < 0:
             raise ConfigError(f"read_ahead={read_ahead}: steps, from 0")
         _warn_of_rereads(dataset, num_workers)
         self._on_mismatch = on_mismatch
-        source = _PatchBatches(dataset, self.rank, self.world_size, collate_fn, read_ahead)
+        source = _PatchBatches(dataset, self.rank, self.world_size, collate_fn, read_ahead, units)
         self._stats = Stats()
         self._transport = make_transport(
             source,
             num_workers,
             prefetch,
-            (_REMOTE_THREADS if dataset.schemes else _THREADS) if threads is None else threads,
+            _threads(dataset, num_workers) if threads is None else threads,
             _start_method(multiprocessing_context, dataset.schemes),
             pin_memory,
             timeout=timeout,
@@ -290,6 +300,12 @@ class PatchLoader:
 
     def _next(self) -> int:
         return self._epoch + (not self._repeat)
+
+
+def _threads(dataset: PatchDataset, workers: int) -> int:
+    if dataset.schemes:
+        return _REMOTE_THREADS
+    return _WORKERS_THREADS if workers else min(_MOST_THREADS, max(1, cores() - 1))  # one makes the batches
 
 
 def _start_method(asked: str | None, schemes: frozenset[str]) -> str | None:

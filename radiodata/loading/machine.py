@@ -1,4 +1,4 @@
-"""What this machine, or the container it is, has of memory: what is free, what is the limit, who was killed for it."""
+"""What this machine, or the container it is, has: cores; memory that is free, its limit, who was killed for it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class OomKills:
 
     group: int
     machine: int
+
+
+def cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def oom_kills() -> OomKills:

@@ -83,7 +83,9 @@ class ReadAhead:
                                 made now   queued or read, or     first      looked at, so that the cache
                                            waiting in the cache   refused    knows what will be taken when
 
-    It reads `ahead` steps ahead, or fewer where the cache's byte bound says so (see ``BlockCache.request``).
+    It reads `ahead` steps ahead, and on while fewer than `units` are held: short epochs, which open all their units in
+    the first steps, are read while the one before goes on. Less where the cache's byte bound says so (see
+    ``BlockCache.request``).
 
     Parameters
     ----------
@@ -97,6 +99,8 @@ class ReadAhead:
         How many.
     ahead
         Steps of this process.
+    units
+        As many as all processes may hold together whatever the steps.
     """
 
     def __init__(
@@ -106,8 +110,9 @@ class ReadAhead:
         spread: int,
         threads: int,
         ahead: int = 1 << 30,
+        units: int = 0,
     ) -> None:
-        self._blocks, self._reads, self._spread, self._ahead = blocks, reads, spread, ahead
+        self._blocks, self._reads, self._spread, self._ahead, self._units = blocks, reads, spread, ahead, units
         self._jobs: queue.PriorityQueue[tuple[int, int, UnitKey | None]] = queue.PriorityQueue()
         self._turn: Turn | None = None
         self._seen: deque[tuple[int, Sequence[Read]]] = deque()
@@ -136,10 +141,13 @@ class ReadAhead:
 
     def go_on(self) -> None:
         """Read on, as far as there is room."""
-        if self._turn is None:
+        turn = self._turn
+        if turn is None:
             return
-        number = max(self._granted, self._turn.number)
-        while number < min(self._turn.last, self._turn.number + self._ahead + 1):
+        number = max(self._granted, turn.number)
+        while number < turn.last and (
+            number <= turn.number + self._ahead or self._blocks.open < self._units // turn.stride
+        ):
             self._look(number)
             for key, crop in self._seen[number - self._seen[0][0]][1]:
                 if not self._blocks.holds(key, crop) and not self._read(key, urgent=False):

@@ -59,6 +59,10 @@ class BatchSource(Protocol):
     def ahead(self) -> int:
         """Steps of a process that its threads may read ahead."""
 
+    @property
+    def units(self) -> int:
+        """Units that may be held, over all processes, whatever the steps."""
+
     def __getitem__(self, at: At) -> Batch:
         """Make the batch of an (epoch, step)."""
 
@@ -240,7 +244,7 @@ class LocalTransport:
         if self._end is not None:
             self._end.detach()
         if ahead is None:
-            ahead = ReadAhead(blocks, source.reads, source.spread, self._threads, source.ahead)
+            ahead = ReadAhead(blocks, source.reads, source.spread, self._threads, source.ahead, source.units)
             atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
         return ahead
 

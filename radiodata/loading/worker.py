@@ -174,7 +174,9 @@ class _Maker:
         self.stats = source.stats
         blocks = source.blocks()
         self._ahead = (
-            ReadAhead(blocks, source.reads, source.spread, threads, source.ahead) if blocks and threads else None
+            ReadAhead(blocks, source.reads, source.spread, threads, source.ahead, source.units)
+            if blocks and threads
+            else None
         )
         if blocks is not None:
             blocks.watch = board.note_reads
