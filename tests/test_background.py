@@ -15,7 +15,7 @@ import pytest
 import torch
 from small import small_cohort
 
-from radiodata.errors import SampleError
+from radiodata.errors import SampleError, WorkerHungError
 from radiodata.loading import PatchDataset, PatchLoader, pinning, transport
 from radiodata.loading.background import in_background
 from radiodata.loading.collate import collate_samples
@@ -37,6 +37,13 @@ def loader(cohort: Cohort, *, transform: Any = None, **how: Any) -> PatchLoader:
         cohort, {"image": "CT"}, patch_size=24, crops_per_volume=16, crops_per_unit=4, transform=transform
     )
     return PatchLoader(patches, 4, **{"num_workers": 0, **how})
+
+
+def pretend_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "can_pin", lambda: True)
+    monkeypatch.setattr(pinning, "pin_memory", lambda batch: {**batch, "pinned": True})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
 
 def running() -> list[str]:
@@ -114,10 +121,7 @@ def test_batches_are_made_in_a_thread_but_not_what_users_wrote(
     cohort: Cohort, monkeypatch: pytest.MonkeyPatch, pin: bool
 ) -> None:
     if pin:
-        monkeypatch.setattr(transport, "can_pin", lambda: True)
-        monkeypatch.setattr(pinning, "pin_memory", lambda batch: {**batch, "pinned": True})
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        pretend_device(monkeypatch)
     name, seen = "radiodata-pin" if pin else "radiodata-batch", set[str]()
 
     def note(samples: Any) -> Any:
@@ -215,6 +219,47 @@ def test_leaving_does_not_wait_for_a_read_that_hangs(cohort: Cohort, monkeypatch
         assert hangs.wait(30)
         begun = time.monotonic()
         given.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - begun < 30
+    finally:
+        released.set()
+    assert not settled(running)
+
+
+def test_what_makes_batches_reads_what_no_other_has_begun(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    helped, plain = threading.Event(), UnitReader.read
+
+    def read(self: UnitReader, unit: Any) -> Any:
+        if threading.current_thread().name == "radiodata-batch":
+            helped.set()
+        else:
+            assert helped.wait(30)
+        return plain(self, unit)
+
+    truth = [b["image"] for b in loader(cohort, threads=0)]
+    monkeypatch.setattr(UnitReader, "read", read)
+    made = loader(cohort, threads=1)
+    assert all(torch.equal(b["image"], expected) for b, expected in zip(made, truth, strict=True))
+    assert helped.is_set()
+    made.close()
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_a_read_that_hangs_is_named(cohort: Cohort, monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
+    """Whichever thread it is in: the one that makes batches, too."""
+    if pin:
+        pretend_device(monkeypatch)
+    released, plain = threading.Event(), UnitReader.read
+
+    def read(self: UnitReader, unit: Any) -> Any:
+        released.wait(60)
+        return plain(self, unit)
+
+    monkeypatch.setattr(UnitReader, "read", read)
+    try:
+        begun = time.monotonic()
+        says = r"reading unit \d+: \[.*\] of volume '.*' .* for epoch 0, step 0 has taken more than 0.5 s"
+        with pytest.raises(WorkerHungError, match=says):
+            next(iter(loader(cohort, threads=1, timeout=0.5, pin_memory=pin)))
         assert time.monotonic() - begun < 30
     finally:
         released.set()

@@ -21,6 +21,8 @@ def in_background(
     *,
     begin: Callable[[], None] = lambda: None,
     finish: Callable[[Any], Any] = lambda batch: batch,
+    seconds: float | None = None,
+    late: Callable[[], BaseException] = TimeoutError,
 ) -> Generator[Any, None, None]:
     """Give what a generator gives, which runs in a thread and is one ahead.
 
@@ -32,6 +34,8 @@ def in_background(
         Of the thread.
     begin, finish
         Called in the thread: before all else, and on each of what it makes.
+    seconds, late
+        How long one may take (None: for ever), and what makes the error for one that takes longer.
     """
     stop, out = threading.Event(), queue.Queue[tuple[Any, BaseException | None]](maxsize=1)
 
@@ -52,16 +56,21 @@ def in_background(
         except BaseException as error:  # StopIteration, too
             put((None, error))
 
-    def end() -> None:
+    def end(patience: float = _PATIENCE) -> None:
         stop.set()
-        thread.join(_PATIENCE)
+        thread.join(patience)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     atexit.register(end)  # no thread may be in TileDB, or hold a device, when their libraries are torn down
     thread.start()
+    patience = _PATIENCE
     try:
         while True:
-            batch, error = out.get()
+            try:
+                batch, error = out.get(timeout=seconds)
+            except queue.Empty:
+                patience = 0.0
+                raise late() from None
             if isinstance(error, StopIteration):
                 return
             if error is not None:
@@ -70,4 +79,4 @@ def in_background(
             del batch
     finally:
         atexit.unregister(end)
-        end()
+        end(patience)

@@ -27,7 +27,9 @@ def locked(batch: Any, stats: Stats) -> Any:
         return pin_memory(batch)  # type: ignore[no-untyped-call]
 
 
-def pinned(make: Callable[[threading.Event], Generator[Any, None, None]], stats: Stats) -> Generator[Any, None, None]:
+def pinned(
+    make: Callable[[threading.Event], Generator[Any, None, None]], stats: Stats, **how: Any
+) -> Generator[Any, None, None]:
     """Give batches in page-locked memory, copied by a thread, which makes them, too (see ``in_background``)."""
     device = torch.cuda.current_device()
     return in_background(
@@ -35,4 +37,5 @@ def pinned(make: Callable[[threading.Event], Generator[Any, None, None]], stats:
         "radiodata-pin",
         begin=lambda: torch.cuda.set_device(device),  # a thread begins with the first one
         finish=lambda batch: locked(batch, stats),
+        **how,
     )

@@ -154,6 +154,11 @@ class ReadAhead:
                     return
             number = self._granted = number + 1
 
+    def help(self) -> None:
+        """Read, in this thread, what the present step needs and no other has begun to read."""
+        for key, _ in self._seen[0][1] if self._seen else ():
+            self._blocks.run(key)
+
     def wait(self, seconds: float | None, stopped: threading.Event | None = None) -> UnitKey | None:
         """Wait for what the present step needs; give the unit whose read took longer than that, if any.
 

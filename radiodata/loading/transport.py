@@ -203,6 +203,7 @@ class LocalTransport:
         self._source, self._threads, self._pin, self._timeout = source, threads, pin_memory, timeout
         self._goes_on, self._stats = goes_on, stats
         self._kept: ReadAhead | None = None
+        self._at: tuple[ReadAhead, int, int] | None = None
         self._end: weakref.finalize[Any, Any] | None = None
 
     def iterate(self, epoch: int, start: int, stop: int) -> Generator[Batch, None, None]:
@@ -220,7 +221,8 @@ class LocalTransport:
         def make(stopped: threading.Event) -> Generator[Batch, None, None]:
             return self._iterate(epoch, start, stop, stopped)
 
-        return pinned(make, self._stats) if self._pin else in_background(make, "radiodata-batch")
+        how: dict[str, Any] = {"seconds": self._timeout, "late": self._late}
+        return pinned(make, self._stats, **how) if self._pin else in_background(make, "radiodata-batch", **how)
 
     def close(self) -> None:
         """End the threads, which otherwise end with their iterator, but where they read on for the next one."""
@@ -256,12 +258,15 @@ class LocalTransport:
             for step in range(start, stop):
                 if ahead is not None:
                     ahead.advance(Turn(epoch, step, stop, 1, self._goes_on))
-                    slow = ahead.wait(self._timeout, stopped)
-                    if stopped is not None and stopped.is_set():
+                    self._at = ahead, epoch, step
+                if ahead is not None and stopped is not None:  # whoever asks for the batch minds the time
+                    ahead.help()
+                    ahead.wait(None, stopped)
+                    if stopped.is_set():
                         return
-                    if slow is not None:
-                        patience = 0.0
-                        raise self._hung(slow, epoch, step)
+                elif ahead is not None and ahead.wait(self._timeout) is not None:
+                    patience = 0.0
+                    raise self._late()
                 batch = source[epoch, step]
                 if ahead is not None:
                     ahead.go_on()
@@ -278,13 +283,15 @@ class LocalTransport:
                 ahead.close(patience)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "_end": None}
+        return {**self.__dict__, "_kept": None, "_at": None, "_end": None}
 
-    def _hung(self, key: UnitKey, epoch: int, step: int) -> WorkerHungError:
+    def _late(self) -> WorkerHungError:
+        ahead, epoch, step = self._at or (None, None, None)
+        key = None if ahead is None else ahead.wait(0)
+        what = "the batch" if key is None else f"reading {self._source.describe(key)}"
         return WorkerHungError(
-            f"reading {self._source.describe(key)} for epoch {epoch}, step {step} has taken more than "
-            f"{self._timeout:g} s. If a read may take so long, raise `timeout` (None waits for ever); else look at the "
-            "storage.",
+            f"{what} for epoch {epoch}, step {step} has taken more than {self._timeout:g} s. If it may take so long, "
+            "raise `timeout` (None waits for ever); else look at the storage.",
             epoch=epoch,
             step=step,
         )
