@@ -26,7 +26,7 @@ from radiodata.loading import PatchDataset, PatchLoader, VolumeLoader, estimate,
 from radiodata.loading.cache import BlockCache, UnitKey
 from radiodata.loading.channel import Channel
 from radiodata.loading.parcels import SMALL, Packer, Unpacker
-from radiodata.loading.readahead import ReadAhead, Turn
+from radiodata.loading.readahead import Jobs, ReadAhead, Turn
 from radiodata.loading.reading import Crop
 from radiodata.loading.stats import LoaderStats, Stats
 from radiodata.store import Cohort
@@ -137,6 +137,66 @@ def test_reading_ahead_goes_on_in_the_order_of_need_until_there_is_no_room() -> 
         threading.Event().wait(0.01)
     ahead.close()
     assert lanes.order == [(0, u) for u in (0, 1, 2, 3, 8, 9, 10, 11, 16, 17)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_jobs_are_done_in_order_by_no_more_threads_than_told(most: int) -> None:
+    limit, gate, lock = [most], threading.Event(), threading.Lock()
+    at_work, peak, order = [0], [0], list[UnitKey]()
+    jobs = Jobs(lambda: limit[0])
+
+    def work() -> None:
+        while (key := jobs.get()) is not None:
+            with lock:
+                order.append(key)
+                at_work[0] += 1
+                peak[0] = max(peak[0], at_work[0])
+            gate.wait(10)
+            with lock:
+                at_work[0] -= 1
+            jobs.done()
+
+    def until(number: int) -> None:
+        while len(order) < number:
+            threading.Event().wait(0.001)
+
+    for n in (3, 1, 0, 2, 5, 4, 6, 7):
+        jobs.put((1, n, (0, n)))
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(most)
+    threading.Event().wait(0.05)
+    assert (len(order), peak[0]) == (most, most)
+    assert sorted(order) == [(0, n) for n in range(most)]
+    limit[0] = 4  # what is told changes: seen when the next job begins
+    gate.set()
+    until(8)
+    assert sorted(order) == [(0, n) for n in range(8)]
+    if most == 1:
+        assert order[0] == (0, 0)
+    limit[0] = 0
+    jobs.put((1, 8, (0, 8)))
+    for n in range(4):
+        jobs.put((-1, n, None))  # whatever the limit
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(order) == 8
+
+
+def test_few_threads_read_where_nothing_is_fetched(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loader(cohort)
+    assert made.patches.fetches()  # a local disk: as many as told
+    list(made)
+    assert made.patches.fetches()
+    monkeypatch.setattr(PatchDataset, "schemes", frozenset({"s3"}))
+    assert not made.patches.fetches()  # as from a cache: no unit took a request
+    made.patches._requests.append(3.0)
+    assert made.patches.fetches()
+    made.patches._requests.clear()
+    assert made.patches.fetches()  # not known yet
+    made.close()
 
 
 def test_short_epochs_are_read_while_the_one_before_goes_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 
 _SKIPPED = object()
+_LAST = 16
+"""Units that say whether units are fetched."""
 
 
 class PatchDataset(IterableDataset[Sample]):
@@ -172,6 +175,7 @@ class PatchDataset(IterableDataset[Sample]):
         )
         self._cache: BlockCache | None = None
         self._cache_pid = -1
+        self._requests = deque[float](maxlen=_LAST)
 
     def set_batch_size(self, batch_size: int) -> None:
         """Plan for another global batch."""
@@ -202,6 +206,13 @@ class PatchDataset(IterableDataset[Sample]):
     def transforms(self) -> bool:
         """Whether samples are transformed."""
         return self._transform is not None
+
+    def fetches(self) -> bool:
+        """Whether units are fetched: False where none of the last few, from an object store, took a request.
+
+        They come from a cache on this machine's disk then.
+        """
+        return not self.schemes or len(self._requests) < _LAST or any(tuple(self._requests))
 
     @property
     def sample_bytes(self) -> int:
@@ -323,6 +334,7 @@ class PatchDataset(IterableDataset[Sample]):
         unit = self.plan.unit(*key)
         crops, took = self._reader.read(unit)
         self.stats.merge(took)
+        self._requests.append(took["requests"])
         return crops
 
     def __getstate__(self) -> dict[str, Any]:

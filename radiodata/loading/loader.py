@@ -85,6 +85,10 @@ class _PatchBatches:
         """Give the cache of this process."""
         return self._dataset.blocks()
 
+    def fetches(self) -> bool:
+        """Whether reading is waiting: not where no unit of the last few had to be fetched from an object store."""
+        return self._dataset.fetches()
+
     def describe(self, key: UnitKey) -> str:
         """Say which volume and box a unit is."""
         return f"unit {key[1]}: {self._dataset.describe_unit(key)}"

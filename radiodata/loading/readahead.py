@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-import queue
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+
+from radiodata.loading.machine import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,6 +103,9 @@ class ReadAhead:
         Steps of this process.
     units
         As many as all processes may hold together whatever the steps.
+    fetches
+        Whether reading is waiting, as for a network: else no more threads read at once than there are cores beside
+        the one that makes batches.
     """
 
     def __init__(
@@ -111,9 +116,10 @@ class ReadAhead:
         threads: int,
         ahead: int = 1 << 30,
         units: int = 0,
+        fetches: Callable[[], bool] = lambda: True,
     ) -> None:
         self._blocks, self._reads, self._spread, self._ahead, self._units = blocks, reads, spread, ahead, units
-        self._jobs: queue.PriorityQueue[tuple[int, int, UnitKey | None]] = queue.PriorityQueue()
+        self._jobs = Jobs(lambda: threads if fetches() else min(threads, max(1, cores() - 1)))
         self._turn: Turn | None = None
         self._seen: deque[tuple[int, Sequence[Read]]] = deque()
         self._granted = self._jobs_made = 0
@@ -202,6 +208,57 @@ class ReadAhead:
         return True
 
 
-def _work(jobs: queue.PriorityQueue[tuple[int, int, UnitKey | None]], blocks: BlockCache) -> None:
-    while (key := jobs.get()[2]) is not None:
-        blocks.run(key)
+class Jobs:
+    """Units to be read, in the order of need, for threads; the thread that came last goes first.
+
+    Parameters
+    ----------
+    most
+        How many may be at work at once, asked whenever one begins.
+    """
+
+    def __init__(self, most: Callable[[], int]) -> None:
+        self._lock, self._most, self._at_work = threading.Lock(), most, 0
+        self._heap: list[tuple[int, int, UnitKey | None]] = []
+        self._idle: list[threading.Lock] = []
+
+    def put(self, job: tuple[int, int, UnitKey | None]) -> None:
+        """Add a job, the least first: urgency, number, unit; None for the unit ends a thread."""
+        with self._lock:
+            heapq.heappush(self._heap, job)
+            self._wake()
+
+    def get(self) -> UnitKey | None:
+        """Wait for a job; ``done`` must follow."""
+        while True:
+            with self._lock:
+                if self._may_begin():
+                    self._at_work += 1
+                    key = heapq.heappop(self._heap)[2]
+                    self._wake()
+                    return key
+                bell = threading.Lock()
+                bell.acquire()
+                self._idle.append(bell)
+            bell.acquire()  # until it is woken; another may be quicker, though
+
+    def done(self) -> None:
+        """Tell that a job is done."""
+        with self._lock:
+            self._at_work -= 1
+            self._wake()
+
+    def _may_begin(self) -> bool:
+        return bool(self._heap) and (self._heap[0][2] is None or self._at_work < self._most())
+
+    def _wake(self) -> None:
+        if self._idle and self._may_begin():
+            self._idle.pop().release()
+
+
+def _work(jobs: Jobs, blocks: BlockCache) -> None:
+    while (key := jobs.get()) is not None:
+        try:
+            blocks.run(key)
+        finally:
+            jobs.done()

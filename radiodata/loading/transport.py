@@ -63,6 +63,9 @@ class BatchSource(Protocol):
     def units(self) -> int:
         """Units that may be held, over all processes, whatever the steps."""
 
+    def fetches(self) -> bool:
+        """Whether reading is waiting, as for a network; else no more threads read at once than there are cores."""
+
     def __getitem__(self, at: At) -> Batch:
         """Make the batch of an (epoch, step)."""
 
@@ -246,7 +249,9 @@ class LocalTransport:
         if self._end is not None:
             self._end.detach()
         if ahead is None:
-            ahead = ReadAhead(blocks, source.reads, source.spread, self._threads, source.ahead, source.units)
+            ahead = ReadAhead(
+                blocks, source.reads, source.spread, self._threads, source.ahead, source.units, source.fetches
+            )
             atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
         return ahead
 

@@ -174,7 +174,7 @@ class _Maker:
         self.stats = source.stats
         blocks = source.blocks()
         self._ahead = (
-            ReadAhead(blocks, source.reads, source.spread, threads, source.ahead, source.units)
+            ReadAhead(blocks, source.reads, source.spread, threads, source.ahead, source.units, source.fetches)
             if blocks and threads
             else None
         )
