@@ -69,16 +69,12 @@ class Made(list[int]):
             self.closed.set()
 
 
-def settled(say: Callable[[], Any], seconds: float = 5.0) -> Any:
-    """What is said, once it is said for a while."""
-    last, end = say(), time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        now = say()
-        if now == last:
-            return now
-        last = now
-    return last
+def comes(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether it comes true in that time."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
 
 
 def test_it_gives_all_in_order_and_is_one_ahead() -> None:
@@ -88,7 +84,10 @@ def test_it_gives_all_in_order_and_is_one_ahead() -> None:
     for n, one in enumerate(given):
         got.append(int(one))
         del one
-        assert settled(lambda: len(made)) == min(n + 3, 10)  # one waits, and one is to be put beside it
+        ahead = min(n + 3, 10)  # one waits, and one is to be put beside it
+        assert comes(lambda: len(made) == ahead)  # noqa: B023  called here
+        time.sleep(0.02)
+        assert len(made) == ahead
         assert len(made.alive) <= 3  # and the one that was given
     assert got == list(range(10))
     assert made.closed.is_set()
@@ -222,7 +221,7 @@ def test_leaving_does_not_wait_for_a_read_that_hangs(cohort: Cohort, monkeypatch
         assert time.monotonic() - begun < 30
     finally:
         released.set()
-    assert not settled(running)
+    assert comes(lambda: not running())
 
 
 def test_what_makes_batches_reads_what_no_other_has_begun(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +262,7 @@ def test_a_read_that_hangs_is_named(cohort: Cohort, monkeypatch: pytest.MonkeyPa
         assert time.monotonic() - begun < 30
     finally:
         released.set()
-    assert not settled(running)
+    assert comes(lambda: not running())
 
 
 @pytest.mark.parametrize("way", ["leaves", "raises"])
