@@ -209,51 +209,41 @@ class ReadAhead:
 
 
 class Jobs:
-    """Units to be read, in the order of need, for threads; the thread that came last goes first.
+    """Units to be read, in the order of need, for threads.
 
     Parameters
     ----------
     most
-        How many may be at work at once, asked whenever one begins.
+        How many may be at work at once, asked whenever one may begin.
     """
 
     def __init__(self, most: Callable[[], int]) -> None:
-        self._lock, self._most, self._at_work = threading.Lock(), most, 0
+        self._changed, self._most, self._at_work = threading.Condition(), most, 0
         self._heap: list[tuple[int, int, UnitKey | None]] = []
-        self._idle: list[threading.Lock] = []
 
     def put(self, job: tuple[int, int, UnitKey | None]) -> None:
         """Add a job, the least first: urgency, number, unit; None for the unit ends a thread."""
-        with self._lock:
+        with self._changed:
             heapq.heappush(self._heap, job)
-            self._wake()
+            self._changed.notify()
 
     def get(self) -> UnitKey | None:
         """Wait for a job; ``done`` must follow."""
-        while True:
-            with self._lock:
-                if self._may_begin():
-                    self._at_work += 1
-                    key = heapq.heappop(self._heap)[2]
-                    self._wake()
-                    return key
-                bell = threading.Lock()
-                bell.acquire()
-                self._idle.append(bell)
-            bell.acquire()  # until it is woken; another may be quicker, though
+        with self._changed:
+            self._changed.wait_for(self._may_begin)
+            self._at_work += 1
+            key = heapq.heappop(self._heap)[2]
+            self._changed.notify()  # where more may be at work than before, another begins
+            return key
 
     def done(self) -> None:
         """Tell that a job is done."""
-        with self._lock:
+        with self._changed:
             self._at_work -= 1
-            self._wake()
+            self._changed.notify()
 
     def _may_begin(self) -> bool:
         return bool(self._heap) and (self._heap[0][2] is None or self._at_work < self._most())
-
-    def _wake(self) -> None:
-        if self._idle and self._may_begin():
-            self._idle.pop().release()
 
 
 def _work(jobs: Jobs, blocks: BlockCache) -> None:
