@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 BLOCK = 1 << 22
 
@@ -22,6 +22,24 @@ def touch(path: Path) -> int:
             while data := stream.read(BLOCK):
                 total += len(data)
     return total
+
+
+def evict(path: Path) -> None:
+    """Have Linux let go of the pages of a file, or of every file below a folder; those that are mapped stay."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    for file in files:
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(fd)  # what is not on the disk yet is not let go of
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
+def device_bytes() -> int:
+    """Return the bytes that this process has had Linux fetch from disks."""
+    counts = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in counts if line.startswith("read_bytes"))
 
 
 def cpu_seconds() -> float | None:

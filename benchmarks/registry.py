@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 OUTSIDE_BRACKETS = re.compile(r",(?![^(]*\))")  # the comma of "A (x, y),B" that ends a name
 READERS = ("RadiObject", "blosc2")  # the peers of what reads voxels
-NAMES = ("patch", "loader", "foreground", "train", "gpu_training", "ingest", "disk", "table", "memory", "scale", "s3")
+_READING = ("patch", "loader", "cold", "foreground", "train", "gpu_training")
+NAMES = (*_READING, "ingest", "disk", "table", "memory", "scale", "s3")
 MODULES = {name: f"benchmarks.{name}" for name in NAMES}
 
 

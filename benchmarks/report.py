@@ -20,6 +20,7 @@ EXTRA = {
     "overlap": "overlap",
     "bytes_per_sample": "MB/sample",
     "decoded_bytes": "decoded, MB",
+    "device_mb": "from the disk, MB",
     "requests_per_sample": "requests/sample",
     "bandwidth_share": "bandwidth share",
     "worker_bytes": "a worker, MB",

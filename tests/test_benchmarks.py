@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import loader, patch, phantom, registry, results, table  # noqa: E402
+from benchmarks import cold, loader, patch, phantom, registry, results, table  # noqa: E402
 from benchmarks.contenders.nnunet_rule import chunking_since_2_8, chunking_up_to_2_7  # noqa: E402
 from benchmarks.probes import summary  # noqa: E402
 
@@ -194,6 +194,25 @@ def test_bytes_decoded_are_of_whole_blocks():
     assert patch._decoded(box, (8, 64, 65)) == 16 * 64 * 65
 
 
+def test_cold_crops_come_from_the_disk_and_warm_ones_do_not(tmp_path, monkeypatch):
+    from benchmarks.contenders.memmap import Memmap
+
+    if subprocess.run(["stat", "-fc", "%T", tmp_path], capture_output=True, text=True, check=True).stdout == "tmpfs\n":
+        pytest.skip("the temporary folder is kept in memory")
+    phantoms, folder = phantom.Phantoms(tmp_path, cold.QUICK.shape, cold.QUICK.volumes), tmp_path / "memmap"
+    phantoms.make()
+    folder.mkdir()
+    contender, row = Memmap(), next(row for row in cold.ROWS if row.family == "memmap")
+    contender.prepare(phantoms, folder, cold.QUICK.crop)
+    for case in cold.cases(cold.QUICK, row):
+        told = cold.measure(contender, phantoms, folder, cold.QUICK, row, case)
+        assert min(told["device_mb"]) > 0
+        assert min(told[cold.PRIMARY]) > 0
+    monkeypatch.setattr(cold, "evict", lambda path: None)
+    with pytest.raises(RuntimeError, match="pages cannot be let go of"):
+        cold.measure(contender, phantoms, folder, cold.QUICK, row, case)
+
+
 def rows_of(*given):
     return [
         {
@@ -321,7 +340,7 @@ def test_a_failure_is_listed_with_its_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("run", "nothing"), "patch, loader, foreground"), (("run", "patch", "--contenders", "nobody"), "RadiObject")],
+    [(("run", "nothing"), "patch, loader, cold"), (("run", "patch", "--contenders", "nobody"), "RadiObject")],
 )
 def test_unknown_name_is_status_2(arguments, said):
     done = command(*arguments)
