@@ -9,6 +9,7 @@ from benchmarks import registry
 from benchmarks.goals import GOALS
 from benchmarks.plot import plot
 from benchmarks.report import by_case, cells
+from benchmarks.runs import earlier, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ def write(folder: Path) -> Path:
         "# Benchmarks",
         _INTRODUCTION,
         "## What was aimed at",
-        _goals(results),
+        _goals(results, record(folder, results)),
         "## Where we lose",
         _losses(results),
     ]
@@ -50,19 +51,21 @@ def write(folder: Path) -> Path:
 
 
 _INTRODUCTION = """Made by `python -m benchmarks report` of the JSONs beside it. Each (contender, repeat) is a process
-of its own; the order of contenders is reversed every other repeat; the page cache is warm; what was read is compared
-with the truth. `x PEER`: times as fast as that peer's fastest row of the same case. The machines are shared: read the
-ratios."""
+of its own; the order of contenders is reversed every other repeat; the page cache is warm (but in `cold`); what was
+read is compared with the truth. `x PEER`: times as fast as that peer's fastest row of the same case. The machines are
+shared: read the ratios. What runs before found, of the code and on the machines of their time, is in `runs.json`."""
 
 
-def _goals(results: dict[str, Any]) -> str:
+def _goals(results: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     lines = []
     for goal in GOALS:
         found = goal.value(results)
         said = "not measured" if found is None else f"{found:.3g}"
         met = "" if found is None else "yes" if goal.met(found) else "**no**"
-        lines.append([goal.what, f"{'>=' if goal.least else '<='} {goal.wanted:g}", said, met])
-    return _markdown(["", "goal", "found", "met"], lines)
+        lines.append(
+            [goal.what, f"{'>=' if goal.least else '<='} {goal.wanted:g}", said, met, earlier(runs, goal.what)]
+        )
+    return _markdown(["", "goal", "found", "met", "before, newest first"], lines)
 
 
 def _losses(results: dict[str, Any]) -> str:

@@ -240,13 +240,33 @@ def test_the_page_tells_goals_and_losses(quick, tmp_path):
     done = command("report", "--results", str(tmp_path))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "README.md").read_text()
-    assert "| random 96-cube: x RadiObject | >= 8 | 9 | yes |" in page
-    assert "| whole volume: of nibabel's time | <= 0.25 | 0.333 | **no** |" in page
-    assert "| loader, image: x RadiObject | >= 30 | not measured |  |" in page
+    assert "| random 96-cube: x RadiObject | >= 8 | 9 | yes |  |" in page
+    assert "| whole volume: of nibabel's time | <= 0.25 | 0.333 | **no** |  |" in page
+    assert "| loader, image: x RadiObject | >= 30 | not measured |  |  |" in page
     assert "| patch | random 96 | blosc2 | 2.00 |" in page
     assert "memmap | 1.03" not in page  # within what counts as a loss
     assert result["machine"]["cpu"] in page
     assert (tmp_path / "patch.png").stat().st_size > 1000
+
+
+def test_the_page_tells_what_runs_before_found(quick, tmp_path):
+    def page(date, theirs):
+        rows = rows_of(
+            ("radiodata", "radiodata (tile 32)", "random 96", 1.0), ("RadiObject", "it", "random 96", theirs)
+        )
+        result = {**quick[0], "quick": False, "date": f"{date}T10:00:00+00:00", "rows": rows}
+        (tmp_path / "patch.json").write_text(json.dumps(result))
+        assert command("report", "--results", str(tmp_path)).returncode == 0
+        lines = (tmp_path / "README.md").read_text().splitlines()
+        return next(line for line in lines if "random 96-cube: x RadiObject" in line)
+
+    assert page("2026-01-02", 9.0) == "| random 96-cube: x RadiObject | >= 8 | 9 | yes |  |"
+    after = "| random 96-cube: x RadiObject | >= 8 | 7 | **no** | 9 (2026-01-02) |"
+    assert page("2026-01-03", 7.0) == after
+    assert page("2026-01-03", 7.0) == after  # the same run is told once
+    assert page("2026-01-01", 8.0).endswith("| 8 | yes | 7 (2026-01-03), 9 (2026-01-02) |")
+    runs = json.loads((tmp_path / "runs.json").read_text())
+    assert [run["date"][:10] for run in runs] == ["2026-01-01", "2026-01-02", "2026-01-03"]
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):
