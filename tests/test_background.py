@@ -192,7 +192,7 @@ def test_two_iterators_at_once_are_right(cohort: Cohort) -> None:
 
 
 def test_errors_name_the_sample(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(self: UnitReader, unit: Any) -> Any:
+    def read(self: UnitReader, unit: Any, due: Any) -> Any:
         raise ValueError("no such tile")
 
     monkeypatch.setattr(UnitReader, "read", read)
@@ -205,11 +205,11 @@ def test_leaving_does_not_wait_for_a_read_that_hangs(cohort: Cohort, monkeypatch
     hangs, released, plain = threading.Event(), threading.Event(), UnitReader.read
     units = itertools.count()
 
-    def read(self: UnitReader, unit: Any) -> Any:
+    def read(self: UnitReader, unit: Any, due: Any) -> Any:
         if next(units) >= 5:
             hangs.set()
             released.wait(60)
-        return plain(self, unit)
+        return plain(self, unit, due)
 
     monkeypatch.setattr(UnitReader, "read", read)
     given = iter(loader(cohort, threads=1))
@@ -227,12 +227,12 @@ def test_leaving_does_not_wait_for_a_read_that_hangs(cohort: Cohort, monkeypatch
 def test_what_makes_batches_reads_what_no_other_has_begun(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
     helped, plain = threading.Event(), UnitReader.read
 
-    def read(self: UnitReader, unit: Any) -> Any:
+    def read(self: UnitReader, unit: Any, due: Any) -> Any:
         if threading.current_thread().name == "radiodata-batch":
             helped.set()
         else:
             assert helped.wait(30)
-        return plain(self, unit)
+        return plain(self, unit, due)
 
     truth = [b["image"] for b in loader(cohort, threads=0)]
     monkeypatch.setattr(UnitReader, "read", read)
@@ -249,9 +249,9 @@ def test_a_read_that_hangs_is_named(cohort: Cohort, monkeypatch: pytest.MonkeyPa
         pretend_device(monkeypatch)
     released, plain = threading.Event(), UnitReader.read
 
-    def read(self: UnitReader, unit: Any) -> Any:
+    def read(self: UnitReader, unit: Any, due: Any) -> Any:
         released.wait(60)
-        return plain(self, unit)
+        return plain(self, unit, due)
 
     monkeypatch.setattr(UnitReader, "read", read)
     try:

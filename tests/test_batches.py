@@ -144,11 +144,13 @@ def test_memory_is_used_again_and_what_is_too_much_is_let_go() -> None:
     places = {pool.empty((1 << 20,), np.dtype(np.uint8)).ctypes.data for _ in range(5)}
     assert len(places) == 1
     several = [pool.empty((1 << 20,), np.dtype(np.uint8)) for _ in range(9)]
-    del several
-    assert sum(map(len, pool._free)) <= 3 << 20
+    del several[:8]
+    assert sum(map(len, pool._free)) == 8 << 20  # in use a moment ago
     large = pool.empty((64 << 20,), np.dtype(np.uint8))
-    del large
-    assert sum(map(len, pool._free)) <= 3 << 20
+    del large, several
+    for _ in range(1500):
+        pool.empty((1 << 20,), np.dtype(np.uint8))
+    assert sum(map(len, pool._free)) <= 3 << 20  # it is forgotten
     assert pool.empty((0, 5), np.dtype(np.int16)).shape == (0, 5)
     assert pool.empty((SMALL - 1,), np.dtype(np.uint8)).base is None
 
@@ -184,17 +186,34 @@ def test_what_lies_in_shared_memory_is_not_copied(monkeypatch: pytest.MonkeyPatc
     content = {"ours": torch.from_numpy(array), "own": own, "part": torch.from_numpy(array)[1:]}
     parcel = packer.pack(content)
     assert copied == [own.nbytes, 3 << 17]  # a part of it is another array
-    for sheet, file in packer.new:
+    new = packer.take_new()
+    for sheet, file in new:
         unpacker.add(sheet, file)
     found = unpacker.unpack(parcel)
     assert (found["ours"] == 7).all()
     assert (found["part"] == 7).all()
     assert (found["own"] == 9).all()
+    assert list(packer._lent) == [other.ctypes.data]  # for what is packed later
+    numbers = {loan.number for loan in packer._lent.values()}
+    del other, content, array  # the last was packed: its memory is the other end's
+    assert packer._find(1 << 17) in numbers
     assert packer._lent == {}
-    assert packer._find(other.nbytes) in {sheet.number for sheet, _ in packer.new}  # it is free again
     with pytest.raises((pickle.PicklingError, TypeError, AttributeError)):
         packer.pack([packer.empty((1 << 16,), np.dtype(np.int16)), threading.Lock()])
+    gc.collect()
+    packer.take_back([])
     assert packer._lent == {}
+
+
+def test_memory_that_was_packed_is_not_taken_back_when_its_array_dies_later() -> None:
+    packer = Packer(keep=4)
+    array = packer.empty((1 << 16,), np.dtype(np.int16))
+    sheets = packer.pack(torch.from_numpy(array)).sheets
+    packer.take_back(number for number, _ in sheets)  # the other end is done with it
+    again = packer.empty((1 << 16,), np.dtype(np.int16))
+    assert again.ctypes.data == array.ctypes.data
+    del array
+    assert packer.empty((1 << 16,), np.dtype(np.int16)).ctypes.data != again.ctypes.data
 
 
 def test_a_plan_draws_the_same_batches_one_by_one_and_in_any_order(cohort: Cohort, tmp_path: Path) -> None:

@@ -62,6 +62,27 @@ def test_many_threads_one_read() -> None:
     assert cache._bytes == 0
 
 
+@pytest.mark.parametrize("most", [0, 150, 10**6])
+def test_a_crop_is_handed_to_one_of_those_who_ask(most: int) -> None:
+    """Whoever has it may write to it: two who wait for one read get it from two reads."""
+    cache = BlockCache(crops, max_bytes=most)
+    for unit in range(20):
+        found: list[Crop] = []
+        gate = threading.Barrier(4)
+
+        def ask(unit: int = unit, gate: threading.Barrier = gate, found: list[Crop] = found) -> None:
+            gate.wait()
+            found.append(cache.take((0, unit), 1))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert len({id(crop) for crop in found}) == 4
+        assert [int(crop.voxels["image"][0]) for crop in found] == [unit * 10 + 1] * 4
+
+
 def test_a_failed_read_is_told_and_tried_again() -> None:
     failures = iter([OSError("disk"), None])
 

@@ -31,8 +31,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from radiodata.errors import TileReadError
-from radiodata.store import ReadConfig, StoreConfig, read_box
-from radiodata.store.direct import Refused, listing, metadata, process, schema
+from radiodata.store import ReadConfig, StoreConfig, read_box, read_crops
+from radiodata.store.direct import Refused, compiled, listing, metadata, process, schema
 from radiodata.store.direct.listing import local_path
 from radiodata.store.direct.schema import layout_of
 from radiodata.store.writer import consolidate_metadata, ensure_shard, write_volume
@@ -66,6 +66,68 @@ def test_any_box_is_what_tiledb_gives(data: st.DataObject) -> None:
                 assert found.dtype == expected.dtype
                 assert found.flags.c_contiguous
                 assert found.tobytes() == expected.tobytes()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_crops_of_a_box_are_parts_of_it(data: st.DataObject) -> None:
+    shape = (data.draw(st.integers(1, 3)), *data.draw(st.tuples(*[st.integers(1, 45)] * 3)))
+    dtype = data.draw(st.sampled_from(["int16", "uint8", "float32", "float64"]))
+    filters = data.draw(st.sampled_from([FILTERS, ("byteshuffle", "zstd:-1"), ("zstd:1",), ()]))
+    voxels = voxels_of(shape, dtype, seed=data.draw(st.integers(0, 9)))
+    size = data.draw(st.tuples(*[st.one_of(st.integers(1, n), st.just(max(n // 32 * 32, 1))) for n in shape[1:]]))
+    corner = st.tuples(*[st.integers(0, n - side) for n, side in zip(shape[1:], size, strict=True)])
+    starts = np.array(data.draw(st.lists(corner, min_size=1, max_size=5)), np.int64)
+    slack = np.array(data.draw(st.tuples(*[st.integers(0, 9)] * 3)))
+    low, high = np.maximum(starts.min(0) - slack, 0), np.minimum(starts.max(0) + size + slack, shape[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        uri = shard(Path(folder, "a"), voxels_of((1, 5, 5, 5), dtype), voxels, tile=data.draw(sides), filters=filters)
+        for config in (QUERY, PLAIN, KERNEL, SHARED):
+            memory = np.full((len(starts), shape[0], *size), 77, dtype)  # one array, as of a batch
+            read_crops(source(uri, voxels, slot=1), np.stack([low, high], 1), starts, list(memory), config=config)
+            for found, (x, y, z) in zip(memory, starts.tolist(), strict=True):
+                part = voxels[:, x : x + size[0], y : y + size[1], z : z + size[2]]
+                assert found.tobytes() == part.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 32), (20, 30, 31)])
+def test_crops_are_cut_by_the_kernel_where_a_column_of_tiles_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    voxels, cuts = voxels_of((2, 70, 80, 90), "int16"), []
+    of = source(shard(tmp_path / "a", voxels, tile=32), voxels)
+    starts, box = np.array([[1, 2, 3], [38, 48, 58], [1, 48, 3]]), whole(voxels)
+    plain, seen = compiled.cutter, []
+
+    def cutter(*of: object) -> object:
+        cuts.append(plain(*of))  # type: ignore[arg-type]
+        return cuts[-1]
+
+    monkeypatch.setattr(compiled, "cutter", cutter)
+    for most in (1 << 20, 100_000):  # a column has 32 x 32 x 90 voxels
+        monkeypatch.setattr(compiled, "COLUMN_BYTES", most)
+        memory = np.empty((3, 2, *shape), np.int16)
+        read_crops(of, box, starts, list(memory), config=KERNEL)
+        seen.append(memory)
+    assert cuts[0] is not None
+    assert cuts[1] is None
+    np.testing.assert_array_equal(*seen)
+
+
+def test_crops_that_are_not_in_the_box_are_refused(tmp_path: Path) -> None:
+    voxels = voxels_of((1, 40, 40, 40), "int16")
+    of, box = source(shard(tmp_path / "a", voxels), voxels), np.array([[8, 30], [8, 30], [8, 30]])
+    crops = [np.empty((1, 10, 10, 10), np.int16) for _ in range(2)]
+    for start in ([7, 9, 9], [9, 9, 21]):
+        with pytest.raises(ValueError, match="not all inside of the box"):
+            read_crops(of, box, np.array([[9, 9, 9], start]), crops)
+    with pytest.raises(ValueError, match="is empty or outside"):
+        read_crops(of, np.array([[8, 30], [8, 30], [8, 41]]), np.array([[9, 9, 9]] * 2), crops)
+    with pytest.raises(ValueError, match=r"all must be \(1, 10, 10, 10\)"):
+        read_crops(of, box, np.array([[9, 9, 9]] * 2), [crops[0], np.empty((1, 10, 10, 9), np.int16)])
+    for odd in (np.empty((1, 10, 10, 20), np.int16)[..., ::2], np.empty((1, 10, 10, 10), np.int32)):
+        read_crops(of, box, np.array([[9, 9, 9]] * 2), [crops[0], odd], config=KERNEL)  # read whole, and copied
+        np.testing.assert_array_equal(odd, voxels[:, 9:19, 9:19, 9:19])
 
 
 @pytest.mark.parametrize("tile", [32, 64, (48, 32, 40), "axial", "sagittal", "coronal", (70, 80, 90)])

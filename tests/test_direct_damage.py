@@ -11,7 +11,7 @@ import pytest
 from direct_store import FILTERS, KERNEL, PLAIN, QUERY, SHARED, fragment, is_direct, shard, source, voxels_of, whole
 
 from radiodata.errors import TileReadError
-from radiodata.store import ReadConfig, VoxelSource, read_box
+from radiodata.store import ReadConfig, VoxelSource, read_box, read_crops
 from radiodata.store.direct import Refused
 from radiodata.store.direct.metadata import parse
 from radiodata.store.direct.schema import Layout
@@ -32,6 +32,17 @@ def outcome(of: VoxelSource, voxels: np.ndarray, config: ReadConfig) -> np.ndarr
         return str(error)
 
 
+def crops_of(of: VoxelSource, voxels: np.ndarray, config: ReadConfig) -> np.ndarray | str:
+    """Outcome of the volume in two crops."""
+    _, x, y, z = voxels.shape
+    out = np.empty((2, 1, x, y, z - 20), voxels.dtype)
+    try:
+        read_crops(of, whole(voxels), np.array([[0, 0, 0], [0, 0, 20]]), list(out), config=config)
+    except TileReadError as error:
+        return str(error)
+    return np.concatenate([out[0][..., :20], out[1]], axis=-1)
+
+
 def flipped(good: bytes, at: int, bit: int) -> bytes:
     bad = bytearray(good)
     bad[at] ^= 1 << bit
@@ -47,8 +58,9 @@ def test_flipped_bits_of_tiles(tmp_path: Path, voxels: np.ndarray, filters: tupl
     for at in [*range(70), *rng.integers(70, len(good), 50).tolist()]:
         data.write_bytes(flipped(good, at, int(rng.integers(8))))
         expected = outcome(source(uri, voxels), voxels, QUERY)
-        for config in WAYS:
-            found = outcome(source(uri, voxels), voxels, config)
+        ways = [*((outcome, config) for config in WAYS), (crops_of, KERNEL), (crops_of, PLAIN)]
+        for read, config in ways:
+            found = read(source(uri, voxels), voxels, config)
             if isinstance(found, str):
                 assert isinstance(expected, str) or "the tile is damaged" in found  # TileDB gives what is in memory
                 refused += 1

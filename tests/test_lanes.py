@@ -29,17 +29,17 @@ def real_crops(plan: LanePlan) -> list[Crop]:
 TABLE = {
     # units, crops, batch, groups: the batches, worked out by hand from the definition
     (4, 2, 2, 2): [
-        [(0, 0), (1, 1)],
-        [(2, 1), (3, 0)],
-        [(0, 1), (1, 0)],
-        [(2, 0), (3, 1)],
+        [(0, 0), (1, 0)],
+        [(2, 1), (3, 1)],
+        [(0, 1), (1, 1)],
+        [(2, 0), (3, 0)],
     ],
     (4, 1, 2, 1): [[(0, 0), (1, 0)], [(2, 0), (3, 0)]],
     (4, 2, 2, 1): [  # one group, two rounds: lane j holds units j and 2 + j
-        [(0, 0), (1, 1)],
-        [(0, 1), (3, 0)],
-        [(2, 0), (3, 1)],
-        [(2, 1), (1, 0)],
+        [(0, 0), (1, 0)],
+        [(0, 1), (1, 1)],
+        [(2, 0), (3, 0)],
+        [(2, 1), (3, 1)],
     ],
     (3, 2, 2, 1): [  # unit 2 fills no round, and cannot fill a batch alone: all are dealt crop by crop
         [(0, 0), (1, 0)],
@@ -47,14 +47,14 @@ TABLE = {
         [(1, 1), (2, 1)],
     ],
     (8, 2, 2, 2): [  # two rounds, nothing left over
-        [(0, 0), (1, 1)],
-        [(2, 1), (3, 0)],
-        [(0, 1), (5, 0)],
-        [(6, 0), (3, 1)],
-        [(4, 0), (5, 1)],
-        [(6, 1), (7, 0)],
-        [(4, 1), (1, 0)],  # lanes that began in mid-unit end with what they began with
-        [(2, 0), (7, 1)],
+        [(0, 0), (1, 0)],
+        [(2, 1), (3, 1)],
+        [(0, 1), (1, 1)],
+        [(6, 0), (7, 0)],
+        [(4, 0), (5, 0)],
+        [(6, 1), (7, 1)],
+        [(4, 1), (5, 1)],
+        [(2, 0), (3, 0)],  # lanes that began in mid-unit end with what they began with
     ],
 }
 
@@ -110,8 +110,8 @@ def test_crops_of_a_unit_never_meet(args: tuple[int, int, int, int, str]) -> Non
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 8), st.sampled_from([1, 2, 4, 8]))
-def test_reads_per_step_are_constant(rounds: int, crops: int, size: int, groups: int) -> None:
-    """Units first met in a batch, in the main part: as even as integers allow after the first cycle."""
+def test_groups_take_turns_in_opening_units(rounds: int, crops: int, size: int, groups: int) -> None:
+    """Units first met in a batch, in the main part after the first cycle: all its slots', or none."""
     plan = LanePlan(rounds * size * groups, crops, size, groups)
     seen: set[int] = set()
     opened = []
@@ -120,7 +120,9 @@ def test_reads_per_step_are_constant(rounds: int, crops: int, size: int, groups:
         seen |= new
         opened.append(len(new))
     for step in range(groups, plan.main_steps - groups * (crops - 1)):
-        assert size // crops <= opened[step] <= -(-size // crops)
+        assert opened[step] == (0 if (step // groups + step % groups) % crops else size)
+    for turn in range(groups, plan.main_steps - groups * crops, groups) if groups % crops == 0 else ():
+        assert sum(opened[turn : turn + groups]) == groups // crops * size
 
 
 @settings(max_examples=300, deadline=None)

@@ -260,9 +260,8 @@ def test_arrays_cross_as_they_are_and_memory_is_used_again() -> None:
     def send(content: Any) -> Any:
         dropped = packer.take_back(unpacker.back())
         parcel = packer.pack(content)
-        for sheet, file in packer.new:
+        for sheet, file in packer.take_new():
             unpacker.add(sheet, os.dup(file))
-        packer.new.clear()
         unpacker.drop(dropped)
         return unpacker.unpack(parcel)
 

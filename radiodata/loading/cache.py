@@ -12,6 +12,7 @@ from radiodata.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from radiodata.loading.places import Due
     from radiodata.loading.reading import Crop
 
 UnitKey: TypeAlias = "tuple[int, ...]"
@@ -23,14 +24,15 @@ class _Reading:
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes, self.begun = nbytes, False
+        self.given = set[int]()
         self.done: Future[dict[int, Crop]] = Future()
 
 
 class BlockCache:
     """Crops of open units, shared by the threads of a process.
 
-    A unit is read once however many threads ask; a crop is handed out and let go of. What waits to be handed
-    out is bounded in bytes. A read ahead is granted only if its bytes fit beside those that are there and
+    A unit is read once however many threads ask; a crop is handed out, to one of them, and let go of. What waits to be
+    handed out is bounded in bytes. A read ahead is granted only if its bytes fit beside those that are there and
     those that are being read (``request``), so that nothing is read ahead only to be thrown away and read
     again; what was not read ahead is read when it is taken. Where that needs room, what goes first is what
     nobody said would be needed (``expect``), the least recently used unit first, then the unit that is
@@ -52,11 +54,12 @@ class BlockCache:
     ) -> None:
         if max_bytes < 0:
             raise ConfigError(f"cache_bytes must not be negative: {max_bytes}")
-        self._read, self._max_bytes, self._size = read, max_bytes, size or self._largest_so_far
+        self._read, self.max_bytes, self._size = read, max_bytes, size or self._largest_so_far
         self._lock = threading.Lock()
         self._waiting: OrderedDict[UnitKey, dict[int, Crop]] = OrderedDict()
         self._reading: dict[UnitKey, _Reading] = {}
-        self._due: dict[UnitKey, dict[int, int]] = {}
+        self._given: dict[UnitKey, set[int]] = {}
+        self._due: dict[UnitKey, dict[int, Due]] = {}
         self._failed: dict[UnitKey, BaseException] = {}
         self._bytes = self._largest = 0
         self.reads = 0
@@ -70,7 +73,7 @@ class BlockCache:
             self._forget_other_epochs(key)
             if crop in self._waiting.get(key, ()):
                 self.hits += 1
-                return self._let_go(key, crop)
+                return self._give(key, crop)
             if key in self._failed and key not in self._reading:
                 raise self._failed.pop(key)  # it was read ahead: not tried again before anybody hears of it
             reading = self._reading.get(key) or self._reserve(key)
@@ -85,14 +88,22 @@ class BlockCache:
             raise
         with self._lock:
             if crop in self._waiting.get(key, ()):
-                self._let_go(key, crop)
-            self._not_due(key, crop)
-        return crops[crop]
+                return self._give(key, crop)
+            if crop not in reading.given:  # it was let go of, for want of room
+                reading.given.add(crop)
+                self._not_due(key, crop)
+                return crops[crop]
+        return self.take(key, crop)  # another thread has it
 
-    def expect(self, key: UnitKey, crop: int, step: int) -> None:
-        """Say that a crop will be taken, and when; later steps have higher numbers."""
+    def expect(self, key: UnitKey, crop: int, due: Due) -> None:
+        """Say that a crop will be taken, and when."""
         with self._lock:
-            self._due.setdefault(key, {})[crop] = step
+            self._due.setdefault(key, {})[crop] = due
+
+    def due(self, key: UnitKey) -> dict[int, Due]:
+        """Crops of a unit that will be taken, and do not wait here."""
+        with self._lock:
+            return {c: due for c, due in self._due.get(key, {}).items() if c not in self._waiting.get(key, ())}
 
     def expect_nothing(self) -> None:
         """Take back all that ``expect`` said; reads that were granted and have not begun are off."""
@@ -168,7 +179,7 @@ class BlockCache:
             self._end(key, reading)
             self.reads += 1
             self._drop(key)
-            self._waiting[key] = dict(crops)
+            self._waiting[key], self._given[key] = dict(crops), reading.given
             nbytes = sum(c.nbytes for c in crops.values())
             self._bytes, self._largest = self._bytes + nbytes, max(self._largest, nbytes)
             self._make_room(0, expected=True)
@@ -187,7 +198,7 @@ class BlockCache:
 
     def _make_room(self, nbytes: int, *, expected: bool) -> bool:
         """Let go of crops until so many bytes fit; of those that are expected only if told to."""
-        room = self._max_bytes - nbytes - sum(r.nbytes for r in self._reading.values() if not expected)
+        room = self.max_bytes - nbytes - sum(r.nbytes for r in self._reading.values() if not expected)
         if self._bytes > room:
             self._drop_unexpected(room)
         while expected and self._bytes > room and self._waiting:
@@ -201,6 +212,10 @@ class BlockCache:
                 if self._bytes <= room:
                     return
 
+    def _give(self, key: UnitKey, crop: int) -> Crop:
+        self._given[key].add(crop)
+        return self._let_go(key, crop)
+
     def _let_go(self, key: UnitKey, crop: int) -> Crop:
         held = self._waiting[key]
         self._waiting.move_to_end(key)
@@ -208,7 +223,7 @@ class BlockCache:
         self._bytes -= taken.nbytes
         self._not_due(key, crop)
         if not held:
-            del self._waiting[key]
+            del self._waiting[key], self._given[key]
         return taken
 
     def _not_due(self, key: UnitKey, crop: int) -> None:
@@ -218,6 +233,7 @@ class BlockCache:
             self._due.pop(key, None)
 
     def _drop(self, key: UnitKey) -> None:
+        self._given.pop(key, None)
         self._bytes -= sum(c.nbytes for c in self._waiting.pop(key, {}).values())
 
     def _forget_other_epochs(self, key: UnitKey) -> None:
@@ -225,4 +241,4 @@ class BlockCache:
             self._drop(old)
 
     def _largest_so_far(self, key: UnitKey) -> int:
-        return self._largest or self._max_bytes
+        return self._largest or self.max_bytes

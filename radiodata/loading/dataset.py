@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from radiodata.loading.aligned import Keys
     from radiodata.loading.cache import UnitKey
     from radiodata.loading.memory import Allocate
+    from radiodata.loading.places import Arrays
     from radiodata.loading.reading import Crop
     from radiodata.loading.tables import TableTarget
     from radiodata.sampling import Policy
@@ -252,13 +253,17 @@ class PatchDataset(IterableDataset[Sample]):
         """
         return self._made(slots, self._sample)
 
-    def batch(self, slots: Sequence[Slot], allocate: Allocate = np.empty) -> Sample:
+    def batch(
+        self, slots: Sequence[Slot], allocate: Allocate = np.empty, arrays: Callable[[], Arrays] = dict
+    ) -> Sample:
         """What ``collate_samples`` makes of ``samples``, sooner: without transforms, all samples of it at once.
 
         Parameters
         ----------
         allocate
             Gives the memory of its tensors, by shape and dtype.
+        arrays
+            Gives those that its crops may lie in already, each in its place (see ``Places``).
 
         Raises
         ------
@@ -271,7 +276,7 @@ class PatchDataset(IterableDataset[Sample]):
                 return cast("Sample", collate_samples(samples, allocate))
         taken = self._made(slots, lambda one: one)
         with self.stats.timed("collate"):
-            return make_batch(self._aligned, taken, allocate)
+            return make_batch(self._aligned, taken, allocate, arrays())
 
     def _made(self, slots: Sequence[Slot], make: Callable[[Taken], Any]) -> list[Any]:
         made = [self._finished(slot, make) for slot in slots]
@@ -332,7 +337,7 @@ class PatchDataset(IterableDataset[Sample]):
 
     def _read_unit(self, key: UnitKey) -> list[Crop]:
         unit = self.plan.unit(*key)
-        crops, took = self._reader.read(unit)
+        crops, took = self._reader.read(unit, self.blocks().due(key))
         self.stats.merge(took)
         self._requests.append(took["requests"])
         return crops

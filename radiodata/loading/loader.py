@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import warnings
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from radiodata.errors import ConfigError, StateMismatchError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from radiodata.loading.cache import BlockCache, UnitKey
     from radiodata.loading.dataset import PatchDataset
     from radiodata.loading.memory import Allocate
+    from radiodata.loading.places import Places
     from radiodata.loading.readahead import Read
     from radiodata.loading.transport import At, Batch
     from radiodata.sampling import Slot
@@ -50,11 +52,13 @@ class _PatchBatches:
         self.ahead, self.units = ahead, units
         self._drawn: dict[At, list[Slot]] = {}
 
-    def __getitem__(self, at: At) -> Batch:
+    def batch(self, at: At, places: Places | None = None) -> Batch:
+        """Make the batch of an (epoch, step), whose crops may lie in their places already."""
         blocks = self.blocks()
         hits = blocks.hits
         if self._collate is collate_samples:
-            batch: Batch = self._dataset.batch(self._slots(at), self.allocate)
+            arrays = dict if places is None else partial(places.take, *at)
+            batch: Batch = self._dataset.batch(self._slots(at), self.allocate, arrays)
         else:
             samples = self._dataset.samples(self._slots(at))
             with self.stats.timed("collate"):
@@ -73,9 +77,14 @@ class _PatchBatches:
         return self._collate is collate_samples and not self._dataset.transforms
 
     @property
+    def crops(self) -> int:
+        """Crops of one unit."""
+        return self._dataset.plan.units.crops
+
+    @property
     def spread(self) -> int:
         """Steps of an epoch over which the crops of one unit are spread."""
-        return self._dataset.plan.units.crops * self._dataset.plan.workers
+        return self.crops * self._dataset.plan.workers
 
     def reads(self, at: At) -> list[Read]:
         """Units, and crops of them, that the batch takes."""

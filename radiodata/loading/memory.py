@@ -25,6 +25,8 @@ SMALL = 1 << 18
 """Arrays of fewer bytes are left to the allocator."""
 _ROUND = 1 << 20
 _SLACK = 2
+_FORGET = 256
+"""Arrays given until what was in use is half forgotten, or so."""
 
 
 class Pool:
@@ -33,11 +35,13 @@ class Pool:
     Parameters
     ----------
     most
-        Bytes that nothing refers to which are kept.
+        Bytes that nothing refers to which are kept; more where more was in use lately.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._used: dict[mmap.mmap, int] = {}
+        self._peak = 0
         self._free: deque[mmap.mmap] = deque()  # its methods are atomic: an array may die anywhere, under any lock
 
     def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -47,6 +51,9 @@ class Pool:
         if nbytes < SMALL or not hasattr(mmap, "MAP_PRIVATE"):
             return np.empty(shape, dtype)
         memory = self._taken(nbytes) or mmap.mmap(-1, -(-nbytes // _ROUND) * _ROUND, mmap.MAP_PRIVATE)
+        self._used[memory] = len(memory)
+        used = sum(list(self._used.values()))
+        self._peak = max(used, self._peak - (self._peak - used) // _FORGET)
         array = np.frombuffer(memory, dtype, count)  # all views refer to it, for its memory is no array's
         weakref.finalize(array, self._back, memory).atexit = False
         return array.reshape(shape)
@@ -63,9 +70,11 @@ class Pool:
         return None
 
     def _back(self, memory: mmap.mmap) -> None:
+        self._used.pop(memory)
         self._free.append(memory)
         try:
-            while sum(map(len, list(self._free))) > self._most:
+            most = max(self._most, self._peak - sum(list(self._used.values())))
+            while sum(map(len, list(self._free))) > most:
                 self._free.popleft()
         except (IndexError, RuntimeError):  # another thread is at it
             pass

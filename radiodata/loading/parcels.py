@@ -12,10 +12,11 @@ import itertools
 import mmap
 import os
 import pickle
+import threading
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,8 +75,16 @@ class _Made:
         os.close(self.file)
 
 
+class _Loan(NamedTuple):
+    """A sheet that is given as memory, and not packed yet."""
+
+    which: int
+    number: int
+    nbytes: int
+
+
 class Packer:
-    """The worker's end: packs objects, and uses sheets again that came back.
+    """The worker's end: packs objects, and uses sheets again that came back. Any thread may ask for memory.
 
     Parameters
     ----------
@@ -84,24 +93,34 @@ class Packer:
     """
 
     def __init__(self, keep: int) -> None:
-        self._keep, self._numbers = keep, itertools.count()
+        self._keep, self._numbers, self._loans = keep, itertools.count(), itertools.count()
         self._maps: dict[int, _Made] = {}
         self._free: deque[int] = deque()
         self._per_batch = 1
-        self._lent: dict[int, tuple[int, int]] = {}
-        self.new: list[tuple[Sheet, int]] = []
-        """Sheets made since they were last sent, each with its open file."""
+        self._lock = threading.Lock()
+        self._lent: dict[int, _Loan] = {}
+        self._unused: deque[tuple[int, int]] = deque()
+        self._new: list[tuple[Sheet, int]] = []
 
     def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Give an array in shared memory that holds anything: it is good for the next object that is packed."""
+        """Give an array in shared memory that holds anything: what is packed with it is not copied."""
         count = int(np.prod(shape, dtype=np.int64))
         nbytes = count * np.dtype(dtype).itemsize
         if nbytes < SMALL or not hasattr(os, "memfd_create"):
             return np.empty(shape, dtype)
-        number = self._find(nbytes)
-        array = np.frombuffer(self._maps[number].map, dtype, count).reshape(shape)
-        self._lent[array.ctypes.data] = (number, nbytes)
-        return array
+        with self._lock:
+            number = self._find(nbytes)
+            array = np.frombuffer(self._maps[number].map, dtype, count)
+            loan = self._lent[array.ctypes.data] = _Loan(next(self._loans), number, nbytes)
+        # an array may die anywhere, under any lock
+        weakref.finalize(array, self._unused.append, (array.ctypes.data, loan.which)).atexit = False
+        return array.reshape(shape)
+
+    def take_new(self) -> list[tuple[Sheet, int]]:
+        """Sheets made since the last time, each with its open file."""
+        with self._lock:
+            new, self._new = self._new, []
+        return new
 
     def pack(self, content: Any) -> Parcel:
         """Pickle an object, large arrays and tensors beside it; those of ``empty`` are there already."""
@@ -118,35 +137,50 @@ class Packer:
         try:
             _Pickler(file, protocol=5, buffer_callback=lay_aside).dump(content)
         except BaseException:
-            self._free.extend(number for number, _ in used)
+            with self._lock:
+                self._free.extend(number for number, _ in used)
             raise
-        finally:
-            self._free.extend(number for number, _ in self._lent.values())
-            self._lent.clear()
         self._per_batch = max(1, len(used))
         return Parcel(file.getvalue(), used)
 
     def take_back(self, numbers: Iterable[int]) -> list[int]:
         """Take sheets back that the other end has no use for; give those that are dropped, as too many."""
-        self._free.extend(numbers)
-        excess = [self._free.popleft() for _ in range(len(self._free) - self._keep * self._per_batch)]
-        for number in excess:
-            self._maps.pop(number).end()
+        with self._lock:
+            self._free.extend(numbers)
+            self._reclaim()
+            excess = [self._free.popleft() for _ in range(len(self._free) - self._keep * self._per_batch)]
+            ended = [self._maps.pop(number) for number in excess]
+        for made in ended:
+            made.end()
         return excess
 
     def _there(self, raw: memoryview) -> tuple[int, int] | None:
         """Sheet that an array lies in already, and its bytes."""
         address = np.frombuffer(raw, np.uint8).ctypes.data
-        if self._lent.get(address, (0, -1))[1] != raw.nbytes:
-            return None
-        return self._lent.pop(address)
+        with self._lock:
+            loan = self._lent.get(address)
+            if loan is None or loan.nbytes != raw.nbytes:
+                return None
+            del self._lent[address]
+        return loan.number, loan.nbytes
 
     def _copy(self, raw: memoryview) -> int:
-        number = self._find(raw.nbytes)
+        with self._lock:
+            number = self._find(raw.nbytes)
         np.copyto(np.frombuffer(self._maps[number].map, np.uint8, raw.nbytes), np.frombuffer(raw, np.uint8))
         return number
 
+    def _reclaim(self) -> None:
+        """Take back what was given as memory and not packed, of which nothing is left."""
+        while self._unused:
+            address, which = self._unused.popleft()
+            loan = self._lent.get(address)
+            if loan is not None and loan.which == which:  # else it was packed, and may have been lent again since
+                del self._lent[address]
+                self._free.append(loan.number)
+
     def _find(self, nbytes: int) -> int:
+        self._reclaim()
         fitting = [n for n in self._free if len(self._maps[n].map) >= nbytes]
         if fitting:
             number = min(fitting, key=lambda n: len(self._maps[n].map))
@@ -160,7 +194,7 @@ class Packer:
         except OSError:
             os.close(file)
             raise
-        self.new.append((Sheet(number, size), file))
+        self._new.append((Sheet(number, size), file))
         return number
 
 

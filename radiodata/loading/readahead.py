@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from radiodata.loading.machine import cores
+from radiodata.loading.places import Due, Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from radiodata.loading.cache import BlockCache, UnitKey
+    from radiodata.loading.memory import Allocate
+    from radiodata.loading.transport import BatchSource
 
 Read: TypeAlias = "tuple[UnitKey, int]"
 """A unit, and the crop of it that a batch takes."""
@@ -106,6 +109,13 @@ class ReadAhead:
     fetches
         Whether reading is waiting, as for a network: else no more threads read at once than there are cores beside
         the one that makes batches.
+    allocate
+        Gives the memory of batches, for crops to be read into; None where they are made of something else.
+
+    Attributes
+    ----------
+    places
+        Of crops in the batches to come; None without `allocate`.
     """
 
     def __init__(
@@ -117,7 +127,9 @@ class ReadAhead:
         ahead: int = 1 << 30,
         units: int = 0,
         fetches: Callable[[], bool] = lambda: True,
+        allocate: Allocate | None = None,
     ) -> None:
+        self.places = None if allocate is None else Places(allocate, blocks.max_bytes)
         self._blocks, self._reads, self._spread, self._ahead, self._units = blocks, reads, spread, ahead, units
         self._jobs = Jobs(lambda: threads if fetches() else min(threads, max(1, cores() - 1)))
         self._turn: Turn | None = None
@@ -134,6 +146,8 @@ class ReadAhead:
         """Have the units of a step read at once, and those of later ones as far as there is room."""
         if not self._follows(turn):
             self._blocks.expect_nothing()
+            if self.places is not None:
+                self.places.restart(*turn.at)
             self._seen.clear()
             self._granted = turn.number
         self._turn = turn
@@ -195,10 +209,11 @@ class ReadAhead:
         assert turn is not None
         first = self._seen[-1][0] + 1 if self._seen else turn.number
         for at in range(first, min(number + self._spread // turn.stride + 1, turn.last)):
-            reads = self._reads(turn.step_of(at))
+            epoch, step = turn.step_of(at)
+            reads = self._reads((epoch, step))
             self._seen.append((at, reads))
-            for key, crop in reads:
-                self._blocks.expect(key, crop, at)
+            for slot, (key, crop) in enumerate(reads):
+                self._blocks.expect(key, crop, Due(epoch, step, slot, len(reads), self.places))
 
     def _read(self, key: UnitKey, *, urgent: bool) -> bool:
         if not self._blocks.request(key, urgent=urgent):
@@ -206,6 +221,12 @@ class ReadAhead:
         self._jobs_made += 1
         self._jobs.put((0 if urgent else 1, self._jobs_made, key))
         return True
+
+
+def reading_ahead(source: BatchSource, blocks: BlockCache, threads: int) -> ReadAhead:
+    """Threads that read ahead for a source of batches: into their places, unless users' functions make them."""
+    allocate = source.allocate if source.anywhere else None
+    return ReadAhead(blocks, source.reads, source.spread, threads, source.ahead, source.units, source.fetches, allocate)
 
 
 class Jobs:

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from radiodata.geometry import box, box_slices, clip_box
+from radiodata.geometry import box, box_shape, box_slices, clip_box
 from radiodata.loading import memory
 from radiodata.store.context import handles
 from radiodata.store.direct import Meter
 from radiodata.store.direct.listing import local_path
-from radiodata.store.reader import read_box
+from radiodata.store.reader import read_box, read_crops
 from radiodata.store.volume import physical
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from radiodata._typing import Box, Voxels
+    from radiodata.loading.places import Due
     from radiodata.sampling import Unit
     from radiodata.store.config import ReadConfig
     from radiodata.store.obs import VoxelSource
+
+    Room: TypeAlias = Callable[[int, Sequence[int], np.dtype[Any]], Voxels]
+    """Gives memory for a crop of a unit, by its number, shape and dtype."""
+
+_NOT_DUE: Mapping[int, Due] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,6 @@ class Crop:
         Key to voxels, C order: ``(channel, x, y, z)``, or ``(channel, a, b)`` of a slice.
     frame
         First of its channels, where they were chosen.
-    shared
-        Keys whose voxels are a view of what was read of the unit, which other crops are views of, too: in no order, and
-        not to be written to.
     """
 
     volume: int
@@ -56,7 +60,6 @@ class Crop:
     shape: NDArray[np.int64]
     voxels: dict[str, Voxels]
     frame: int | None = None
-    shared: set[str] = field(default_factory=set)
 
     @property
     def nbytes(self) -> int:
@@ -107,28 +110,64 @@ class UnitReader:
         uris = [sources[0].uri for held in self.keys.values() for sources in held.sources if len(sources)]
         return frozenset(urlsplit(uri).scheme for uri in uris if local_path(uri) is None)
 
-    def read(self, unit: Unit) -> tuple[list[Crop], dict[str, float]]:
-        """Crops of a unit, and what they took: totals of ``LoaderStats``."""
+    def read(self, unit: Unit, due: Mapping[int, Due] = _NOT_DUE) -> tuple[list[Crop], dict[str, float]]:
+        """Crops of a unit, and what they took: totals of ``LoaderStats``.
+
+        Parameters
+        ----------
+        due
+            When crops will be taken: those have a place, and are read into it. Others get memory of their own.
+        """
         begun, meter = time.perf_counter_ns(), Meter()
         frame = None if unit.channels is None else unit.channels[0]
         crops = [Crop(unit.volume, start, unit.patch, {}, frame) for start in unit.starts]
         read = 0
         for key, held in self.keys.items():
-            blocks = [self._block(sources[unit.volume], unit, meter) for sources in held.sources]
-            block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-            read += block.nbytes
-            pad = np.repeat(held.pads[unit.volume], [len(b) for b in blocks]).reshape(-1, 1, 1, 1)
-            share = _may_share(block, unit, held)
-            size = held.sources[0][unit.volume].size
-            for crop, voxels in zip(crops, _cuts(block, unit, size, held, pad, share=share), strict=True):
-                crop.voxels[key] = voxels
-                if share and voxels.base is not None:
-                    crop.shared.add(key)
+
+            def room(number: int, shape: Sequence[int], dtype: np.dtype[Any], key: str = key) -> Voxels:
+                place = due[number].place(key, shape, dtype) if number in due else None
+                return memory.blocks.empty(shape, dtype) if place is None else place
+
+            voxels, nbytes = self._voxels(held, unit, room, meter)
+            read += nbytes
+            for crop, one in zip(crops, voxels, strict=True):
+                crop.voxels[key] = one
         cut = time.perf_counter_ns() - begun - meter.wall
         seconds = {"read_seconds": meter.read / 1e9, "decode_seconds": meter.decode / 1e9, "cut_seconds": cut / 1e9}
         requests, fetched = handles().remote.taken() if self.schemes else (0, 0)
         counts = {"units_read": 1, "bytes_read": read, "requests": requests, "bytes_fetched": fetched}
         return crops, {**seconds, **counts}
+
+    def _voxels(self, held: KeySource, unit: Unit, room: Room, meter: Meter) -> tuple[list[Voxels], int]:
+        """Voxels of each crop under one key, and the bytes of what was read for them."""
+        sources = [sources[unit.volume] for sources in held.sources]
+        if _as_stored(sources, unit, held):
+            return self._read_into_place(sources, unit, room, meter)
+        blocks = [self._block(source, unit, meter) for source in sources]
+        block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        pad = np.repeat(held.pads[unit.volume], [len(b) for b in blocks]).reshape(-1, 1, 1, 1)
+        crops = [_cut(block, unit, start, sources[0].size, held, pad) for start in unit.starts]
+        out = [room(number, crop.shape, crop.dtype) for number, crop in enumerate(crops)]
+        for place, crop in zip(out, crops, strict=True):
+            place[...] = crop
+        return out, block.nbytes
+
+    def _read_into_place(
+        self, sources: Sequence[VoxelSource], unit: Unit, room: Room, meter: Meter
+    ) -> tuple[list[Voxels], int]:
+        dtype = np.dtype(sources[0].dtype)
+        shape = (sum(source.shape[0] for source in sources), *unit.patch.tolist())
+        out = [room(number, shape, dtype) for number in range(len(unit.starts))]
+        first = read = 0
+        for source in sources:
+            last = first + source.shape[0]
+            parts = [crop[first:last] for crop in out]
+            read_crops(
+                source, unit.region, unit.starts, parts, config=self.config, meter=meter, empty=memory.blocks.empty
+            )
+            read += (last - first) * math.prod(box_shape(unit.region)) * dtype.itemsize
+            first = last
+        return out, read
 
     def _block(self, source: VoxelSource, unit: Unit, meter: Meter) -> Voxels:
         chosen = unit.channels if source.shape[0] > 1 else None
@@ -138,22 +177,12 @@ class UnitReader:
         return physical(stored if chosen is None else stored[:: unit.stride], source)
 
 
-def _may_share(block: Voxels, unit: Unit, held: KeySource) -> bool:
-    """Whether crops stay views of what was read: where that keeps no more memory than copies of them would."""
-    crops = len(unit.starts) * len(block) * math.prod(unit.patch.tolist()) * block.itemsize
-    return unit.slice_axis is None and block.dtype == held.dtype and block.nbytes <= crops
-
-
-def _cuts(
-    block: Voxels, unit: Unit, size: Sequence[int], held: KeySource, pad: NDArray[np.float64], *, share: bool
-) -> list[Voxels]:
-    """Voxels of each crop of a unit; `share`: views of the block, where they lie inside of the volume."""
-    if unit.slice_axis is None and ((unit.starts >= 0) & (unit.starts + unit.patch <= size)).all():
-        dx, dy, dz = unit.patch.tolist()
-        corners = (unit.starts - unit.region[:, 0]).tolist()
-        views = [block[:, x : x + dx, y : y + dy, z : z + dz] for x, y, z in corners]
-        return views if share else [np.array(view, dtype=held.dtype, order="C") for view in views]
-    return [_cut(block, unit, start, size, held, pad, share=share) for start in unit.starts]
+def _as_stored(sources: Sequence[VoxelSource], unit: Unit, held: KeySource) -> bool:
+    """Whether crops are parts of what is stored: without padding, slope, another dtype or chosen channels."""
+    if unit.slice_axis is not None or unit.channels is not None:
+        return False
+    inside = (unit.starts >= 0).all() and (unit.starts + unit.patch <= sources[0].size).all()
+    return bool(inside) and all(not source.scaled and source.dtype == held.dtype for source in sources)
 
 
 def _cut(
@@ -163,9 +192,8 @@ def _cut(
     size: Sequence[int],
     held: KeySource,
     pad: NDArray[np.float64],
-    *,
-    share: bool,
 ) -> Voxels:
+    """Voxels of a crop, in the key's dtype: a view of the block where that will do."""
     wanted = box(start, start + unit.patch)
     real = clip_box(wanted, size)
     if held.label and unit.slice_axis is not None:
@@ -173,9 +201,7 @@ def _cut(
         wanted[unit.slice_axis] = real[unit.slice_axis] = (middle, middle + 1)
     inside = block[(slice(None), *box_slices(real, unit.region[:, 0]))]
     if (wanted == real).all():
-        if share:
-            return inside
-        out = np.array(inside, dtype=held.dtype, order="C")
+        out = inside.astype(held.dtype, copy=False)
     else:
         shape = (len(block), *(wanted[:, 1] - wanted[:, 0]).tolist())
         out = np.empty(shape, held.dtype)

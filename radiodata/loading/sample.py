@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -10,17 +11,22 @@ import torch
 
 from radiodata.geometry import box, clip_box, crop_affine
 from radiodata.loading.collate import collate_samples
+from radiodata.loading.places import in_place
 from radiodata.loading.tables import as_sample_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from radiodata._typing import Voxels
     from radiodata.loading.aligned import AlignedVolumes
     from radiodata.loading.memory import Allocate
+    from radiodata.loading.places import Arrays
     from radiodata.loading.reading import Crop
 
 Sample: TypeAlias = "dict[str, Any]"
+_NO_ARRAYS: Arrays = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Taken:
 
 
 def make_sample(held: AlignedVolumes, taken: Taken) -> Sample:
-    """Make the sample of a crop, in memory of its own (see ``PatchDataset`` for its fields).
+    """Make the sample of a crop, in the crop's memory (see ``PatchDataset`` for its fields).
 
     Parameters
     ----------
@@ -50,10 +56,7 @@ def make_sample(held: AlignedVolumes, taken: Taken) -> Sample:
     where = box(crop.start, crop.start + crop.shape)
     real = clip_box(where, held.volumes.shapes[volume])
     return {
-        **{
-            name: torch.from_numpy(array.copy("C") if name in crop.shared else array)
-            for name, array in crop.voxels.items()
-        },
+        **{name: torch.from_numpy(array) for name, array in crop.voxels.items()},
         **{f"{name}_stats": torch.from_numpy(stats[volume].copy()) for name, stats in held.stats.items()},
         **{name: as_sample_value(values, volume) for name, values in held.targets.items()},
         **({} if crop.frame is None else {"frame": crop.frame}),
@@ -69,7 +72,7 @@ def make_sample(held: AlignedVolumes, taken: Taken) -> Sample:
     }
 
 
-def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate) -> Sample:
+def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate, arrays: Arrays = _NO_ARRAYS) -> Sample:
     """Make the batch of some crops at once: what ``collate_samples`` makes of their samples.
 
     Parameters
@@ -78,6 +81,8 @@ def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate)
         The volumes that the crops' are some of.
     allocate
         Gives the memory of the voxels, by shape and dtype.
+    arrays
+        Where the crops may lie in their places already (see ``Places``).
     """
     crops = [t.crop for t in taken]
     keys = {name: [crop.voxels[name] for crop in crops] for name in crops[0].voxels}
@@ -88,7 +93,7 @@ def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate)
     shapes, starts = held.volumes.shapes[volumes], np.array([crop.start for crop in crops])
     where = np.stack([starts, starts + np.array([crop.shape for crop in crops])], axis=-1)
     return {
-        **{name: _stacked(voxels, allocate) for name, voxels in keys.items()},
+        **{name: _stacked(voxels, allocate, arrays.get(name)) for name, voxels in keys.items()},
         **{f"{name}_stats": torch.from_numpy(stats[volumes]) for name, stats in held.stats.items()},
         **{
             name: collate_samples([as_sample_value(values, volume) for volume in volumes])
@@ -107,7 +112,9 @@ def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate)
     }
 
 
-def _stacked(voxels: Sequence[Voxels], allocate: Allocate) -> torch.Tensor:
+def _stacked(voxels: Sequence[Voxels], allocate: Allocate, whole: NDArray[Any] | None) -> torch.Tensor:
+    if whole is not None and in_place(voxels, whole):
+        return torch.from_numpy(whole)
     out = allocate((len(voxels), *voxels[0].shape), voxels[0].dtype)
     for place, one in zip(out, voxels, strict=True):
         place[...] = one

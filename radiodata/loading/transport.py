@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from radiodata.errors import ConfigError, WorkerHungError
 from radiodata.loading.background import in_background
 from radiodata.loading.pinning import can_pin, locked, pinned
-from radiodata.loading.readahead import ReadAhead, Turn
+from radiodata.loading.readahead import Turn, reading_ahead
 from radiodata.loading.stats import Stats
 from radiodata.loading.watch import Settings
 from radiodata.loading.workers import Team
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from radiodata.loading.cache import BlockCache, UnitKey
     from radiodata.loading.memory import Allocate
-    from radiodata.loading.readahead import Read
+    from radiodata.loading.places import Places
+    from radiodata.loading.readahead import Read, ReadAhead
     from radiodata.loading.worker import Answer
     from radiodata.loading.workers import Worker
 
@@ -52,6 +53,10 @@ class BatchSource(Protocol):
         """Whether any thread may make batches: no code of users' does, which may keep and draw what others do, too."""
 
     @property
+    def crops(self) -> int:
+        """Crops of one unit."""
+
+    @property
     def spread(self) -> int:
         """Steps of an epoch over which the crops of one unit are spread."""
 
@@ -66,8 +71,8 @@ class BatchSource(Protocol):
     def fetches(self) -> bool:
         """Whether reading is waiting, as for a network; else no more threads read at once than there are cores."""
 
-    def __getitem__(self, at: At) -> Batch:
-        """Make the batch of an (epoch, step)."""
+    def batch(self, at: At, places: Places | None = None) -> Batch:
+        """Make the batch of an (epoch, step), whose crops may lie in their places already."""
 
     def reads(self, at: At) -> Sequence[Read]:
         """Units, and crops of them, that the batch of an (epoch, step) takes."""
@@ -249,9 +254,7 @@ class LocalTransport:
         if self._end is not None:
             self._end.detach()
         if ahead is None:
-            ahead = ReadAhead(
-                blocks, source.reads, source.spread, self._threads, source.ahead, source.units, source.fetches
-            )
+            ahead = reading_ahead(source, blocks, self._threads)
             atexit.register(ahead.close)  # no thread may be in TileDB when its library is torn down
         return ahead
 
@@ -272,7 +275,7 @@ class LocalTransport:
                 elif ahead is not None and ahead.wait(self._timeout) is not None:
                     patience = 0.0
                     raise self._late()
-                batch = source[epoch, step]
+                batch = source.batch((epoch, step), ahead.places if ahead else None)
                 if ahead is not None:
                     ahead.go_on()
                 self._stats.merge(source.stats.take())

@@ -15,7 +15,7 @@ import torch
 
 from radiodata.loading.machine import peak_memory
 from radiodata.loading.parcels import Packer, Parcel
-from radiodata.loading.readahead import ReadAhead, Turn
+from radiodata.loading.readahead import Turn, reading_ahead
 from radiodata.loading.watch import Board, end_with_parent
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def work(channel: Channel, source: BatchSource | None, threads: int, keep: int, 
     threads
         That read ahead; 0 reads when a batch is made.
     keep
-        Batches' worth of shared memory to keep for use again.
+        Batches' worth of shared memory to keep for use again, beside those that one unit's crops fill.
     parent
         Process of the loader.
     """
@@ -109,7 +109,8 @@ def work(channel: Channel, source: BatchSource | None, threads: int, keep: int, 
         board = Board()
         board.show_stacks()
         messages = [] if source else channel.receive(wait=True)
-        source, packer = source or _opened(messages.pop(0), channel.next_file()), Packer(keep)
+        source = source or _opened(messages.pop(0), channel.next_file())
+        packer = Packer(keep + source.crops)
         source.allocate = packer.empty
         channel.send(Hello(), [board.file])
         _answer_all(channel, _Maker(source, threads, board), packer, messages)
@@ -158,9 +159,8 @@ def _answer_all(channel: Channel, maker: _Maker, packer: Packer, new: list[Task]
         pending = [task for task in pending if task.iteration == latest]
         task = pending.pop(0)
         parcel = maker.parcel(task.turn, packer)
-        for sheet, file in packer.new:
+        for sheet, file in packer.take_new():
             channel.send(sheet, [file])
-        packer.new.clear()
         stats = maker.stats.take()
         channel.send(Answer(task.iteration, task.turn.step, parcel, stats, peak_memory(), tuple(dropped)))
         dropped.clear()
@@ -173,11 +173,7 @@ class _Maker:
         self._source, self._board = source, board
         self.stats = source.stats
         blocks = source.blocks()
-        self._ahead = (
-            ReadAhead(blocks, source.reads, source.spread, threads, source.ahead, source.units, source.fetches)
-            if blocks and threads
-            else None
-        )
+        self._ahead = reading_ahead(source, blocks, threads) if blocks and threads else None
         if blocks is not None:
             blocks.watch = board.note_reads
 
@@ -186,7 +182,7 @@ class _Maker:
         try:
             if self._ahead:
                 self._ahead.advance(turn)
-            batch = self._source[turn.at]
+            batch = self._source.batch(turn.at, self._ahead.places if self._ahead else None)
             if self._ahead:
                 self._ahead.go_on()
             with self.stats.timed("transfer"):

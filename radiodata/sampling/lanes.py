@@ -4,10 +4,10 @@ Units, shuffled, are dealt whole to lanes; a batch takes one crop of each of G l
 through the groups of lanes::
 
             slot 0   slot 1   slot 2   slot 3          G = 4 slots, Wc = 2 groups, m = 2 crops a unit
-    batch 0  u0.0     u1.1     u2.0     u3.1    group 0
-    batch 1  u4.1     u5.0     u6.1     u7.0    group 1
-    batch 2  u0.1     u9.0     u2.1     u11.0   group 0     lanes start at different crops, so that
-    batch 3  u12.0    u5.1     u14.0    u7.1    group 1     each batch opens about G / m units
+    batch 0  u0.0     u1.0     u2.0     u3.0    group 0
+    batch 1  u4.1     u5.1     u6.1     u7.1    group 1     groups start at different crops, so that
+    batch 2  u0.1     u1.1     u2.1     u3.1    group 0     they take turns in opening units: G of them
+    batch 3  u12.0    u13.0    u14.0    u15.0   group 1     at once, whose crops fill m batches
 
 Rank r of R takes slots ``[r*G/R, (r+1)*G/R)``, worker w of W takes batches ``t % W == w``. Neither changes
 what a batch holds; a worker meets its own open units again because W divides Wc.
@@ -110,9 +110,9 @@ class LanePlan:
         if step >= self.main_steps:
             return self._tail_batch((step - self.main_steps) * self.batch + slot)
         group, turn = step % self.groups, step // self.groups
-        crop = (turn + (group + slot) % self.crops) % (self.rounds * self.crops)
+        crop = (turn + group % self.crops) % (self.rounds * self.crops)
         positions = crop // self.crops * self.lanes + group * self.batch + slot
-        return positions, crop % self.crops, np.zeros(self.batch, bool)
+        return positions, np.full(self.batch, crop % self.crops), np.zeros(self.batch, bool)
 
     def _tail_batch(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         total = self.tail_units * self.crops

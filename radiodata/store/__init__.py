@@ -5,7 +5,7 @@ from radiodata.store.collection import VolumeCollection
 from radiodata.store.config import ReadConfig, StoreConfig
 from radiodata.store.manifest import Manifest
 from radiodata.store.obs import VoxelSource
-from radiodata.store.reader import read_box
+from radiodata.store.reader import read_box, read_crops
 from radiodata.store.verify import Verified, verify
 from radiodata.store.volume import Volume
 
@@ -19,5 +19,6 @@ __all__ = [
     "VolumeCollection",
     "VoxelSource",
     "read_box",
+    "read_crops",
     "verify",
 ]

@@ -6,6 +6,7 @@ buffer costs 0.1 ms and lets the caller say where the voxels go.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from radiodata.store.direct.plan import spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from radiodata._typing import Box, Voxels
     from radiodata.store.config import ReadConfig
@@ -81,6 +84,59 @@ def read_box(
         if not done:
             query()
     return out
+
+
+def read_crops(
+    source: VoxelSource,
+    box: Box,
+    starts: NDArray[np.int64],
+    crops: Sequence[Voxels],
+    *,
+    config: ReadConfig = DEFAULT_READ,
+    meter: Meter | None = None,
+    empty: Callable[[Sequence[int], np.dtype[Any]], Voxels] = np.empty,
+) -> None:
+    """Read crops that lie in one box, each into an array: what ``read_box`` and a copy of each part would give.
+
+    Parameters
+    ----------
+    box
+        Start and stop per axis in voxels, inside the volume; shape ``(3, 2)``.
+    starts
+        First voxel of each crop in the volume, int64, shape ``(crop, 3)``.
+    crops
+        Arrays ``(channel, x, y, z)`` of one shape, in C order and of the stored dtype; of every channel.
+    meter
+        Counts where the time goes.
+    empty
+        Gives the memory of the box, where it has to be read whole.
+
+    Raises
+    ------
+    ValueError
+        When a crop reaches beyond the box, or the box beyond the volume.
+    TileReadError
+        As ``read_box`` does.
+    """
+    spans, channels, meter = spans_of(box), source.shape[0], meter or Meter()
+    _refuse_outside(source, spans, 0, channels)
+    size, corners = crops[0].shape[1:], starts.tolist()
+    if (starts < box[:, 0]).any() or (starts + size > box[:, 1]).any():
+        raise ValueError(f"crops of {size} at {corners} are not all inside of the box {box.tolist()}")
+    if any(crop.shape != (channels, *size) for crop in crops):
+        raise ValueError(f"crops of shapes {sorted({c.shape for c in crops})}: all must be {(channels, *size)}")
+    if len(crops) == 1 and size == tuple(high - low for low, high in spans):
+        read_box(source, box, config=config, meter=meter, empty=lambda shape, dtype: crops[0])
+        return
+    with meter.call():
+        _learn(source, config)
+        with suppress(Corrupt):  # read again, for an error that says where it is
+            if handles().direct.read_crops(source, spans, corners, crops, config, context, meter):
+                return
+    block = read_box(source, box, config=config, meter=meter, empty=empty)
+    for crop, start in zip(crops, starts - box[:, 0], strict=True):
+        x, y, z = start.tolist()
+        crop[...] = block[:, x : x + size[0], y : y + size[1], z : z + size[2]]
 
 
 def _learn(source: VoxelSource, config: ReadConfig) -> None:

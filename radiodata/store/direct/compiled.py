@@ -14,21 +14,22 @@ import zstandard
 
 from radiodata.store.direct.kernels import Kernels, ZstdContext, address, proof_layout
 from radiodata.store.direct.native import Kernel, address_of, load
-from radiodata.store.direct.plan import taken
+from radiodata.store.direct.plan import pieces_of, shared_out, taken
 from radiodata.store.direct.refusal import Corrupt, Damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from radiodata._typing import Voxels
     from radiodata.store.direct.files import DataFile
     from radiodata.store.direct.metadata import Fragment
-    from radiodata.store.direct.plan import Spans, Work
+    from radiodata.store.direct.plan import Corner, Piece, Spans, Work
     from radiodata.store.direct.schema import Layout
 
     Reader: TypeAlias = Callable[[DataFile, Fragment, Spans, Work, Voxels], int]
+    Cutter: TypeAlias = Callable[[DataFile, Fragment, Spans, list[Piece], Sequence[Corner], Sequence[Voxels]], int]
 
 _WRONG = (
     "",
@@ -42,6 +43,8 @@ _WRONG = (
 )
 """What the number that the kernel returns means; 0 is all right."""
 _CORRUPT = (5, 6)
+COLUMN_BYTES = 1 << 20
+"""Most that a column of tiles may have which is decoded at once: half a processor's second cache, or all of it."""
 
 
 def reader(fragment: Fragment) -> Reader | None:
@@ -49,19 +52,49 @@ def reader(fragment: Fragment) -> Reader | None:
     return _kernels.soon((fragment.layout.dtype.itemsize, fragment.offsets.dtype.str))
 
 
-def _arguments(size: int, offsets: str) -> tuple[str, ...]:
+def cutter(fragment: Fragment, spans: Spans) -> Cutter | None:
+    """Give what reads crops of a box, each into an array of its own, ``(channel, x, y, z)``; None as ``reader`` does.
+
+    None as well where a column of the box's tiles would not stay in the processor's cache.
+    """
+    layout = fragment.layout
+    if layout.tile[0] * layout.tile[1] * (spans[2][1] - spans[2][0]) * layout.dtype.itemsize > COLUMN_BYTES:
+        return None
+    return _cutters.soon((layout.dtype.itemsize, fragment.offsets.dtype.str))
+
+
+def _loaded(name: str, size: int, offsets: str, *more: str, anew: bool) -> Callable[..., int]:
     calls, pieces, scratch = ("i8*", "i8", "i8", "i8*"), ("i8*", "i8", "i8*"), ("u1*", "i8", "u1*")
-    return (*calls, f"{offsets[1:]}*", *pieces, *scratch, f"u{size}*", "i8*")
+    arguments = (*calls, f"{offsets[1:]}*", *pieces, *scratch, f"u{size}*", *more, "i8*")
+    return load(Kernel("radiodata.store.direct.kernel", name, arguments), anew=anew)
 
 
 def _made(key: tuple[int, str], anew: bool) -> Reader:
-    size, offsets = key
-    made = _reader(load(Kernel("radiodata.store.direct.kernel", "read", _arguments(size, offsets)), anew=anew))
-    _prove(made, size, offsets)
+    made = _reader(_loaded("read", *key, anew=anew))
+
+    def read(file: DataFile, fragment: Fragment, spans: Spans, out: Voxels) -> None:
+        made(file, fragment, spans, shared_out(pieces_of(fragment, spans, (0, 1)), 1), out)
+
+    _prove(read, *key)
     return made
 
 
-_kernels = Kernels("tiles are decoded", _made)
+def _made_to_cut(key: tuple[int, str], anew: bool) -> Cutter:
+    made = _cutter(_loaded("crops", *key, "i8*", "i8", anew=anew))
+
+    def read(file: DataFile, fragment: Fragment, spans: Spans, out: Voxels) -> None:
+        (x, _), (y, _), (low, _) = spans
+        halves = [np.empty((*out.shape[:3], out.shape[3] - 1), out.dtype) for _ in range(2)]
+        made(file, fragment, spans, pieces_of(fragment, spans, (0, 1)), [(x, y, low), (x, y, low + 1)], halves)
+        out[..., :-1], out[..., -1:] = halves[0], halves[1][..., -1:]
+        if not np.array_equal(out[..., 1:], halves[1]):
+            raise RuntimeError("its crops are not those of one box")
+
+    _prove(read, *key)
+    return made
+
+
+_kernels, _cutters = Kernels("tiles are decoded", _made), Kernels("crops are cut", _made_to_cut)
 
 
 class _Scratch(threading.local):
@@ -71,6 +104,7 @@ class _Scratch(threading.local):
         self._decoder = ZstdContext("ZSTD_createDCtx", "ZSTD_freeDCtx")
         self.decoder = self._decoder.address
         self.file = self.chunk = np.empty(0, np.uint8)
+        self.column = np.empty(0, np.uint8)
         self.file_at = self.chunk_at = 0
 
     def fit(self, layout: Layout) -> _Scratch:
@@ -103,14 +137,48 @@ def _reader(function: Callable[..., int]) -> Reader:
                 address_of(pieces), len(pieces), address_of(box), scratch.file_at, len(scratch.file),
                 scratch.chunk_at, address_of(out), address_of(clock),
             )  # fmt: skip
-            if wrong:
-                raise (Corrupt if wrong in _CORRUPT else Damaged)(_WRONG[wrong])
+            _refuse(wrong)
         return int(clock[2])
 
     return read
 
 
-def _prove(read: Reader, size: int, offsets: str) -> None:
+def _cutter(function: Callable[..., int]) -> Cutter:
+    calls, kept = _addresses(), _Scratch()
+
+    def read(
+        file: DataFile,
+        fragment: Fragment,
+        spans: Spans,
+        work: list[Piece],
+        corners: Sequence[Corner],
+        crops: Sequence[Voxels],
+    ) -> int:
+        layout, clock, pieces = fragment.layout, np.zeros(3, np.int64), np.array(work, np.int64)
+        scratch = kept.fit(layout)
+        low, high = zip(*spans, strict=True)
+        box = np.array((*low, *high, *crops[0].shape[1:]), np.int64)
+        cuts = np.array([(*corner, address_of(crop)) for corner, crop in zip(corners, crops, strict=True)], np.int64)
+        column = layout.tile[0] * layout.tile[1] * (high[2] - low[2]) * layout.dtype.itemsize
+        if len(scratch.column) < column:
+            scratch.column = np.empty(column, np.uint8)
+        wrong = function(
+            address_of(calls), scratch.decoder, file.fd, address_of(layout.words), address_of(fragment.offsets),
+            address_of(pieces), len(pieces), address_of(box), scratch.file_at, len(scratch.file), scratch.chunk_at,
+            address_of(scratch.column), address_of(cuts), len(cuts), address_of(clock),
+        )  # fmt: skip
+        _refuse(wrong)
+        return int(clock[2])
+
+    return read
+
+
+def _refuse(wrong: int) -> None:
+    if wrong:
+        raise (Corrupt if wrong in _CORRUPT else Damaged)(_WRONG[wrong])
+
+
+def _prove(read: Callable[[DataFile, Fragment, Spans, Voxels], None], size: int, offsets: str) -> None:
     """Read a box of two tiles made here; this compiles the kernel for its types.
 
     Raises
@@ -120,7 +188,6 @@ def _prove(read: Reader, size: int, offsets: str) -> None:
     """
     from radiodata.store.direct.files import DataFile
     from radiodata.store.direct.metadata import Fragment
-    from radiodata.store.direct.plan import pieces_of, shared_out
 
     layout = proof_layout(f"u{size}")
     values = (np.arange(240, dtype=np.uint64) * 0x9E3779B97F4A7C15).astype(layout.dtype).reshape(2, 4, 5, 6)
@@ -133,7 +200,7 @@ def _prove(read: Reader, size: int, offsets: str) -> None:
         stream.flush()
         fragment = Fragment(stream.name, layout, (1, 4, 5, 12), where)
         file = DataFile(stream.name, fragment.size)
-        read(file, fragment, spans, shared_out(pieces_of(fragment, spans, (0, 1)), 1), out)
+        read(file, fragment, spans, out)
     whole = np.concatenate(list(values), axis=2)
     if not np.array_equal(out[0], whole[1:4, 0:4, 2:10]):
         raise RuntimeError("its voxels are not those that were written")

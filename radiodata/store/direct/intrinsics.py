@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WORD = ir.IntType(64)
+_WORD, _BYTE, _LINE = ir.IntType(64), ir.IntType(8), 64
 
 
 def _call_typed(_: Any, function: Any, arguments: Any) -> Any:
@@ -42,4 +42,38 @@ def _itemsize_typed(_: Any, pointer: Any) -> Any:
     return types.int64(pointer), emit
 
 
+def _copy_typed(_: Any, target: Any, source: Any, nbytes: Any) -> Any:
+    """Type and emit a copy of bytes from an address to another; whole lines go past the processor's cache.
+
+    What it has of the target need not be fetched first then, nor what is read be driven out. ``settle`` must follow
+    before another thread may look.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to, at, count = values
+        line, text = ir.VectorType(_BYTE, _LINE).as_pointer(), _BYTE.as_pointer()
+        rest = builder.and_(builder.or_(to, count), _WORD(_LINE - 1))
+        with builder.if_else(builder.icmp_signed("==", rest, _WORD(0))) as (in_lines, otherwise):
+            with in_lines, cgutils.for_range_slice(builder, _WORD(0), count, _WORD(_LINE)) as (n, _step):
+                value = builder.load(builder.inttoptr(builder.add(at, n), line), align=1)
+                store = builder.store(value, builder.inttoptr(builder.add(to, n), line), align=_LINE)
+                store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+            with otherwise:
+                cgutils.raw_memcpy(builder, builder.inttoptr(to, text), builder.inttoptr(at, text), count, 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+def _settle_typed(_: Any) -> Any:
+    """Type and emit a fence: what was written is there for other threads."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
 call, address, itemsize = intrinsic(_call_typed), intrinsic(_address_typed), intrinsic(_itemsize_typed)
+copy, settle = intrinsic(_copy_typed), intrinsic(_settle_typed)

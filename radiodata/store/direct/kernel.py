@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from radiodata.store.direct.intrinsics import address, call, itemsize
+from radiodata.store.direct.intrinsics import address, call, copy, itemsize, settle
 
 
 def _u32_py(buffer: Any, at: Any) -> Any:
@@ -87,26 +87,19 @@ def _cut_py(
 _cut = numba.njit(inline="always")(_cut_py)
 
 
-def read(
-    calls: Any, decoder: Any, fd: Any, layout: Any, offsets: Any, pieces: Any, count_of_pieces: Any, box: Any,
-    buffer: Any, room: Any, scratch: Any, out: Any, clock: Any,
-) -> int:  # fmt: skip
-    """Read pieces (rows of channel, x, y, z, first, count) into `out`; give 0, or what is wrong.
-
-    calls: addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask; layout: whether there is
-    zstd, and a shuffle, cells of a chunk, and a tile's extents; box: its corners, low and high, and the shape of `out`
-    (x, y, z); buffer: `room` bytes for a piece as on disk; scratch: a chunk and 64 bytes more; out: unsigned ints, of
-    (channel, x, y, z); clock: room for a timespec, and the nanoseconds of reading, which are added to.
-    """
+def _tiles_py(
+    calls: Any, decoder: Any, fd: Any, layout: Any, offsets: Any, pieces: Any, first: Any, last: Any, channel0: Any,
+    low: Any, high: Any, shape: Any, buffer: Any, room: Any, scratch: Any, out: Any, clock: Any,
+) -> Any:  # fmt: skip
+    """Read pieces first..last into `out`, which is the box low..high of channels from `channel0` on; as ``read``."""
     zstd, shuffle, chunk, tile = layout[0] != 0, layout[1] != 0, layout[2], (layout[3], layout[4], layout[5])
-    low, high, shape = (box[0], box[1], box[2]), (box[3], box[4], box[5]), (box[6], box[7], box[8])
     size = itemsize(out)
     cells, plane = tile[0] * tile[1] * tile[2], tile[1] * tile[2]
     chunks = (cells + chunk - 1) // chunk
     head = 36 if shuffle else (28 if zstd else 12)
     disk, decoded, now = address(buffer), address(scratch), address(clock)
-    for piece in range(0, 6 * count_of_pieces, 6):
-        channel, x, y, z0 = pieces[piece], pieces[piece + 1], pieces[piece + 2], pieces[piece + 3]
+    for piece in range(6 * first, 6 * last, 6):
+        channel, x, y, z0 = pieces[piece] - channel0, pieces[piece + 1], pieces[piece + 2], pieces[piece + 3]
         tile0, count = pieces[piece + 4], pieces[piece + 5]
         start = np.int64(offsets[tile0])
         length = np.int64(offsets[tile0 + count]) - start
@@ -133,8 +126,8 @@ def read(
                 return 3
             at += 8
             for c in range(chunks):
-                first, last = c * chunk, min(c * chunk + chunk, cells)
-                want = (last - first) * size
+                begin, stop = c * chunk, min(c * chunk + chunk, cells)
+                want = (stop - begin) * size
                 if at + head > end:
                     return 4
                 filtered, data = _u32(buffer, at + 4), at + head
@@ -158,14 +151,79 @@ def read(
                 elif filtered != want:
                     return 4
                 at = data + packed
-                if last <= a[0] * plane or first >= b[0] * plane:
+                if stop <= a[0] * plane or begin >= b[0] * plane:
                     continue
                 if zstd:
                     if call(calls[1], (decoder, decoded, want, disk + data, packed)) != want:
                         return 6
-                    _cut(scratch, 0, shuffle, first, last, a, b, tile, base, shape, out)
+                    _cut(scratch, 0, shuffle, begin, stop, a, b, tile, base, shape, out)
                 else:
-                    _cut(buffer, data, shuffle, first, last, a, b, tile, base, shape, out)
+                    _cut(buffer, data, shuffle, begin, stop, a, b, tile, base, shape, out)
             if at != end:
                 return 7
+    return 0
+
+
+_tiles = numba.njit(inline="always")(_tiles_py)
+
+
+def read(
+    calls: Any, decoder: Any, fd: Any, layout: Any, offsets: Any, pieces: Any, count_of_pieces: Any, box: Any,
+    buffer: Any, room: Any, scratch: Any, out: Any, clock: Any,
+) -> int:  # fmt: skip
+    """Read pieces (rows of channel, x, y, z, first, count) into `out`; give 0, or what is wrong.
+
+    calls: addresses of pread, ZSTD_decompressDCtx and clock_gettime, and the clock to ask; layout: whether there is
+    zstd, and a shuffle, cells of a chunk, and a tile's extents; box: its corners, low and high, and the shape of `out`
+    (x, y, z); buffer: `room` bytes for a piece as on disk; scratch: a chunk and 64 bytes more; out: unsigned ints, of
+    (channel, x, y, z); clock: room for a timespec, and the nanoseconds of reading, which are added to.
+    """
+    low, high, shape = (box[0], box[1], box[2]), (box[3], box[4], box[5]), (box[6], box[7], box[8])
+    wrong: int = _tiles(
+        calls, decoder, fd, layout, offsets, pieces, 0, count_of_pieces, 0, low, high, shape, buffer, room, scratch,
+        out, clock,
+    )  # fmt: skip
+    return wrong
+
+
+def crops(
+    calls: Any, decoder: Any, fd: Any, layout: Any, offsets: Any, pieces: Any, count_of_pieces: Any, box: Any,
+    buffer: Any, room: Any, scratch: Any, column: Any, cuts: Any, count_of_cuts: Any, clock: Any,
+) -> int:  # fmt: skip
+    """Read a box of pieces, as ``read``, and copy crops of it to where they belong; give 0, or what is wrong.
+
+    A column of tiles, all that lie at one x and y, is decoded at a time: it stays in the processor's cache until all
+    crops have their part of it.
+
+    pieces: those of a column follow each other; box: its corners, and the shape of a crop; column: unsigned ints, as
+    many as a column of the box has; cuts: rows of a crop's corner in the volume (x, y, z), and the address of its
+    (channel, x, y, z).
+    """
+    low, high, side = (box[0], box[1], box[2]), (box[3], box[4], box[5]), (box[6], box[7], box[8])
+    size, source = itemsize(column), address(column)
+    row, first = side[2] * size, 0
+    while first < count_of_pieces:
+        channel, x, y, last = pieces[6 * first], pieces[6 * first + 1], pieces[6 * first + 2], first + 1
+        while last < count_of_pieces and pieces[6 * last] == channel:
+            if pieces[6 * last + 1] != x or pieces[6 * last + 2] != y:
+                break
+            last += 1
+        near = (max(x * layout[3], low[0]), max(y * layout[4], low[1]), low[2])
+        far = (min(x * layout[3] + layout[3], high[0]), min(y * layout[4] + layout[4], high[1]), high[2])
+        shape = (far[0] - near[0], far[1] - near[1], far[2] - near[2])
+        wrong: int = _tiles(
+            calls, decoder, fd, layout, offsets, pieces, first, last, channel, near, far, shape, buffer, room, scratch,
+            column, clock,
+        )  # fmt: skip
+        if wrong != 0:
+            return wrong
+        for cut in range(0, 4 * count_of_cuts, 4):
+            cx, cy, cz, target = cuts[cut], cuts[cut + 1], cuts[cut + 2], cuts[cut + 3]
+            for i in range(max(cx, near[0]), min(cx + side[0], far[0])):
+                for j in range(max(cy, near[1]), min(cy + side[1], far[1])):
+                    to = ((channel * side[0] + i - cx) * side[1] + j - cy) * row
+                    at = (((i - near[0]) * shape[1] + j - near[1]) * shape[2] + cz - near[2]) * size
+                    copy(target + to, source + at, row)
+        first = last
+    settle()
     return 0

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Span: TypeAlias = tuple[int, int]
 Spans: TypeAlias = tuple[Span, Span, Span]
+Corner: TypeAlias = tuple[int, int, int]
 
 
 class Piece(NamedTuple):

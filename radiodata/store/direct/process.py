@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from radiodata.store.direct import compiled, plain
 from radiodata.store.direct.files import DataFile, Recent
@@ -20,16 +20,18 @@ from radiodata.store.direct.plan import pieces_of, shared_out
 from radiodata.store.direct.refusal import Corrupt, Damaged, Refused, need
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import tiledb
     from numpy.typing import NDArray
 
     from radiodata._typing import Voxels
     from radiodata.store.config import ReadConfig
-    from radiodata.store.direct.plan import Piece, Spans
+    from radiodata.store.direct.plan import Corner, Piece, Spans
     from radiodata.store.obs import VoxelSource
     from radiodata.store.remote.client import Remote
+
+    Decode: TypeAlias = Callable[[DataFile, list[Piece]], None]
 
 T = TypeVar("T")
 _METADATA = "__fragment_metadata.tdb"
@@ -93,17 +95,71 @@ class Direct:
         Corrupt
             When a tile is damaged in a way that TileDB may not notice.
         """
+
+        def way(fragment: Fragment) -> Decode:
+            return lambda file, pieces: self._decode(file, fragment, spans, pieces, out, config, meter or Meter())
+
+        return self._done(source, spans, channels, [out], config, context, way)
+
+    def read_crops(
+        self,
+        source: VoxelSource,
+        spans: Spans,
+        corners: Sequence[Corner],
+        crops: Sequence[Voxels],
+        config: ReadConfig,
+        context: Callable[[ReadConfig], tiledb.Ctx],
+        meter: Meter,
+    ) -> bool:
+        """Read crops of a box, which lie inside of it, each into an array; or say that ``read`` is to do it.
+
+        Parameters
+        ----------
+        corners
+            First voxel of each, in the volume.
+        crops
+            Arrays ``(channel, x, y, z)`` of all channels and one shape, in C order.
+        """
+
+        def way(fragment: Fragment) -> Decode | None:
+            cut = compiled.cutter(fragment, spans) if config.compiled and config.threads == 1 else None
+            if cut is None:
+                return None
+
+            def decode(file: DataFile, pieces: list[Piece]) -> None:
+                begun = time.perf_counter_ns()
+                reading = cut(file, fragment, spans, pieces, corners, crops)
+                meter.share(reading, time.perf_counter_ns() - begun)
+
+            return decode
+
+        return self._done(source, spans, (0, source.shape[0]), crops, config, context, way)
+
+    def _done(
+        self,
+        source: VoxelSource,
+        spans: Spans,
+        channels: tuple[int, int],
+        out: Sequence[Voxels],
+        config: ReadConfig,
+        context: Callable[[ReadConfig], tiledb.Ctx],
+        way: Callable[[Fragment], Decode | None],
+    ) -> bool:
+        """Have a box decoded from the file that holds its tiles; False where it cannot be."""
         if not config.direct:
             return False
         try:
             need(_ABLE, "this machine is not little-endian, or has no preadv")
-            need(out.flags.c_contiguous and out.dtype == source.dtype, "its voxels are wanted in another layout")
+            fits = all(array.flags.c_contiguous and array.dtype == source.dtype for array in out)
+            need(fits, "its voxels are wanted in another layout")
             fragment = self._fragment(source, config, context)
+            if (decode := way(fragment)) is None:
+                return False
             pieces = pieces_of(fragment, spans, channels)
             file = self._file(source, fragment, pieces, config)
             # many threads fetch at once; as many that decode would empty each other's caches
             with self._turns if local_path(source.uri) is None else nullcontext():
-                self._decode(file, fragment, spans, pieces, out, config, meter or Meter())
+                decode(file, pieces)
         except Corrupt:
             raise
         except Refused as why:
