@@ -11,9 +11,9 @@ from radiodata.loading.cache import BlockCache, UnitKey
 from radiodata.loading.reading import Crop
 
 
-def crops(key: UnitKey, n: int = 3, size: int = 100) -> list[Crop]:
+def crops(key: UnitKey, n: int = 3, size: int = 100) -> dict[int, Crop]:
     where = np.zeros(3, np.int64)
-    return [Crop(0, where, where, {"image": np.full(size, key[1] * 10 + i, np.uint8)}) for i in range(n)]
+    return {i: Crop(0, where, where, {"image": np.full(size, key[1] * 10 + i, np.uint8)}) for i in range(n)}
 
 
 def test_each_crop_is_handed_out_and_let_go() -> None:
@@ -40,7 +40,7 @@ def test_a_bound_below_one_unit_still_works() -> None:
 def test_many_threads_one_read() -> None:
     started = threading.Event()
 
-    def slow(key: UnitKey) -> list[Crop]:
+    def slow(key: UnitKey) -> dict[int, Crop]:
         started.set()
         time.sleep(0.05)
         return crops(key)
@@ -86,7 +86,7 @@ def test_a_crop_is_handed_to_one_of_those_who_ask(most: int) -> None:
 def test_a_failed_read_is_told_and_tried_again() -> None:
     failures = iter([OSError("disk"), None])
 
-    def flaky(key: UnitKey) -> list[Crop]:
+    def flaky(key: UnitKey) -> dict[int, Crop]:
         error = next(failures)
         if error is not None:
             raise error
@@ -174,7 +174,7 @@ def test_the_first_unit_of_unknown_size_is_read_by_itself() -> None:
 def test_a_read_that_takes_too_long_is_told() -> None:
     go = threading.Event()
 
-    def slow(key: UnitKey) -> list[Crop]:
+    def slow(key: UnitKey) -> dict[int, Crop]:
         go.wait(10)
         return crops(key)
 

@@ -102,10 +102,10 @@ class Lanes:
         group, turn = at[1] % 8, at[1] // 8
         return [((at[0], (turn // 4 * 8 + group) * 4 + slot), turn % 4) for slot in range(4)]
 
-    def read(self, key: UnitKey) -> list[Crop]:
+    def read(self, key: UnitKey) -> dict[int, Crop]:
         self.order.append(key)
         where = np.zeros(3, np.int64)
-        return [Crop(0, where, where, {"image": np.zeros(self.nbytes, np.uint8)}) for _ in range(4)]
+        return {n: Crop(0, where, where, {"image": np.zeros(self.nbytes, np.uint8)}) for n in range(4)}
 
 
 @pytest.mark.parametrize(("worker", "workers"), [(0, 1), (1, 2), (3, 8)])

@@ -8,15 +8,16 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeAlias
 
 from radiodata.errors import ConfigError
+from radiodata.loading.places import Due
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from radiodata.loading.places import Due
     from radiodata.loading.reading import Crop
 
 UnitKey: TypeAlias = "tuple[int, ...]"
 """Epoch (or pass) and number of a unit; and the attempt, where it stands in for one that could not be read."""
+_NOW = Due(-1, 0, 0, 1)
 
 
 class _Reading:
@@ -41,7 +42,7 @@ class BlockCache:
     Parameters
     ----------
     read
-        Reads a unit by its key.
+        Reads a unit by its key: the crops that are ``due``, or more of them.
     max_bytes
         Bound on the crops that wait.
     size
@@ -50,7 +51,7 @@ class BlockCache:
     """
 
     def __init__(
-        self, read: Callable[[UnitKey], list[Crop]], max_bytes: int, size: Callable[[UnitKey], int] | None = None
+        self, read: Callable[[UnitKey], dict[int, Crop]], max_bytes: int, size: Callable[[UnitKey], int] | None = None
     ) -> None:
         if max_bytes < 0:
             raise ConfigError(f"cache_bytes must not be negative: {max_bytes}")
@@ -78,6 +79,8 @@ class BlockCache:
                 raise self._failed.pop(key)  # it was read ahead: not tried again before anybody hears of it
             reading = self._reading.get(key) or self._reserve(key)
             mine, reading.begun = not reading.begun, True
+            if mine and key in self._due:
+                self._due[key].setdefault(crop, _NOW)
         if mine:
             self._fill(key, reading)
         try:
@@ -89,11 +92,11 @@ class BlockCache:
         with self._lock:
             if crop in self._waiting.get(key, ()):
                 return self._give(key, crop)
-            if crop not in reading.given:  # it was let go of, for want of room
+            if crop in crops and crop not in reading.given:  # it was let go of, for want of room
                 reading.given.add(crop)
                 self._not_due(key, crop)
                 return crops[crop]
-        return self.take(key, crop)  # another thread has it
+        return self.take(key, crop)  # another thread has it, or it was not due when the reading began
 
     def expect(self, key: UnitKey, crop: int, due: Due) -> None:
         """Say that a crop will be taken, and when."""
@@ -168,7 +171,7 @@ class BlockCache:
     def _fill(self, key: UnitKey, reading: _Reading) -> None:
         try:
             self._tell()
-            crops = dict(enumerate(self._read(key)))
+            crops = self._read(key)
         except BaseException as error:  # told to whoever takes the unit
             with self._lock:
                 self._end(key, reading)

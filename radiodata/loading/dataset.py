@@ -335,12 +335,15 @@ class PatchDataset(IterableDataset[Sample]):
             self._cache, self._cache_pid = BlockCache(self._read_unit, self.cache_bytes, self.unit_bytes), os.getpid()
         return self._cache
 
-    def _read_unit(self, key: UnitKey) -> list[Crop]:
-        unit = self.plan.unit(*key)
-        crops, took = self._reader.read(unit, self.blocks().due(key))
+    def _read_unit(self, key: UnitKey) -> dict[int, Crop]:
+        """Read the crops of a unit that will be taken, as far as that is known: else all of them."""
+        unit, due = self.plan.unit(*key), self.blocks().due(key)
+        numbers = sorted(due) or range(len(unit.starts))
+        part = unit if len(numbers) == len(unit.starts) else unit.part(numbers)
+        crops, took = self._reader.read(part, [due.get(number) for number in numbers])
         self.stats.merge(took)
         self._requests.append(took["requests"])
-        return crops
+        return dict(zip(numbers, crops, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}

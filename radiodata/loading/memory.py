@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 18
 """Arrays of fewer bytes are left to the allocator."""
-_ROUND = 1 << 20
+_ROUND = 1 << 16
 _SLACK = 2
 _FORGET = 256
 """Arrays given until what was in use is half forgotten, or so."""

@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
     Room: TypeAlias = Callable[[int, Sequence[int], np.dtype[Any]], Voxels]
     """Gives memory for a crop of a unit, by its number, shape and dtype."""
-
-_NOT_DUE: Mapping[int, Due] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -110,13 +107,14 @@ class UnitReader:
         uris = [sources[0].uri for held in self.keys.values() for sources in held.sources if len(sources)]
         return frozenset(urlsplit(uri).scheme for uri in uris if local_path(uri) is None)
 
-    def read(self, unit: Unit, due: Mapping[int, Due] = _NOT_DUE) -> tuple[list[Crop], dict[str, float]]:
+    def read(self, unit: Unit, due: Sequence[Due | None] = ()) -> tuple[list[Crop], dict[str, float]]:
         """Crops of a unit, and what they took: totals of ``LoaderStats``.
 
         Parameters
         ----------
         due
-            When crops will be taken: those have a place, and are read into it. Others get memory of their own.
+            When each crop will be taken, as far as that is known: those have a place, and are read into it. Others get
+            memory of their own.
         """
         begun, meter = time.perf_counter_ns(), Meter()
         frame = None if unit.channels is None else unit.channels[0]
@@ -125,7 +123,8 @@ class UnitReader:
         for key, held in self.keys.items():
 
             def room(number: int, shape: Sequence[int], dtype: np.dtype[Any], key: str = key) -> Voxels:
-                place = due[number].place(key, shape, dtype) if number in due else None
+                known = due[number] if due else None
+                place = None if known is None else known.place(key, shape, dtype)
                 return memory.blocks.empty(shape, dtype) if place is None else place
 
             voxels, nbytes = self._voxels(held, unit, room, meter)

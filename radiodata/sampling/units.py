@@ -17,7 +17,7 @@ from radiodata.geometry import box, clip_box
 from radiodata.sampling.permutation import hash_ints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,6 +62,12 @@ class Unit:
         """Unit of crops at `starts` in a volume of `shape`."""
         size: list[int] = shape.tolist()
         return cls(volume, starts, patch, clip_box(box(starts.min(axis=0), starts.max(axis=0) + patch), size))
+
+    def part(self, crops: Sequence[int]) -> Unit:
+        """The unit of some of its crops, by number."""
+        starts, inside = self.starts[list(crops)], self.region
+        low, high = starts.min(axis=0), starts.max(axis=0) + self.patch
+        return replace(self, starts=starts, region=box(np.maximum(low, inside[:, 0]), np.minimum(high, inside[:, 1])))
 
     def moved(self, shift: NDArray[np.int64], patch: NDArray[np.int64], shape: NDArray[np.int64]) -> Unit:
         """The unit with its crops moved and resized."""
