@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WORD, _BYTE, _LINE = ir.IntType(64), ir.IntType(8), 64
+_WORD, _BYTE, _PIECE = ir.IntType(64), ir.IntType(8), 16
 
 
 def _call_typed(_: Any, function: Any, arguments: Any) -> Any:
@@ -43,20 +43,20 @@ def _itemsize_typed(_: Any, pointer: Any) -> Any:
 
 
 def _copy_typed(_: Any, target: Any, source: Any, nbytes: Any) -> Any:
-    """Type and emit a copy of bytes from an address to another; whole lines go past the processor's cache.
+    """Type and emit a copy of bytes from an address to another, past the processor's cache, in pieces.
 
-    What it has of the target need not be fetched first then, nor what is read be driven out. ``settle`` must follow
-    before another thread may look.
+    What is there need not be fetched first, then, nor what else the cache holds be driven out. An address or a length
+    that is no multiple of a piece's is copied as usual. ``settle`` must follow before another thread may look.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         to, at, count = values
-        line, text = ir.VectorType(_BYTE, _LINE).as_pointer(), _BYTE.as_pointer()
-        rest = builder.and_(builder.or_(to, count), _WORD(_LINE - 1))
-        with builder.if_else(builder.icmp_signed("==", rest, _WORD(0))) as (in_lines, otherwise):
-            with in_lines, cgutils.for_range_slice(builder, _WORD(0), count, _WORD(_LINE)) as (n, _step):
-                value = builder.load(builder.inttoptr(builder.add(at, n), line), align=1)
-                store = builder.store(value, builder.inttoptr(builder.add(to, n), line), align=_LINE)
+        piece, text = ir.VectorType(_BYTE, _PIECE).as_pointer(), _BYTE.as_pointer()
+        rest = builder.and_(builder.or_(to, count), _WORD(_PIECE - 1))
+        with builder.if_else(builder.icmp_signed("==", rest, _WORD(0))) as (in_pieces, otherwise):
+            with in_pieces, cgutils.for_range_slice(builder, _WORD(0), count, _WORD(_PIECE)) as (n, _step):
+                value = builder.load(builder.inttoptr(builder.add(at, n), piece), align=1)
+                store = builder.store(value, builder.inttoptr(builder.add(to, n), piece), align=_PIECE)
                 store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
             with otherwise:
                 cgutils.raw_memcpy(builder, builder.inttoptr(to, text), builder.inttoptr(at, text), count, 1)
