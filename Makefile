@@ -4,6 +4,7 @@
 # make proof   the tests with every kill, random case and step that is promised; hours
 # make ceph    Ceph's daemons from Debian, as root: tests on Ceph are skipped without them
 # make pandas2 the tests of tables, views, changes and export with pandas 2, which anndata needs, in an environment of its own
+# make benchmarks  every benchmark in full, into benchmarks/results, and the page of them; about three hours
 # Both from a clean clone; another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv/$(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
@@ -18,7 +19,7 @@ AZURITE = .venv/npm/.installed
 OLD = .venv/pandas2-$(notdir $(VENV))
 OLD_TESTS = store_table expression views mutation format export
 
-.PHONY: train test quick proof azurite ceph pandas2 lint types tests docs wheel clean
+.PHONY: train test quick proof azurite ceph pandas2 benchmarks lint types tests docs wheel clean
 
 # idle OpenMP threads sleep rather than spin: on two busy cores a step costs half the CPU time
 train: export OMP_WAIT_POLICY ?= passive
@@ -53,6 +54,11 @@ ceph:
 pandas2: $(OLD)/.installed
 	$(OLD)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(OLD_TESTS:%=tests/test_%.py) $(ARGS)
 
+benchmarks: $(VENV)/.bench
+	for name in $$($(BIN)/python -c "from benchmarks.registry import NAMES; print(*NAMES)"); do \
+		$(BIN)/python -m benchmarks run $$name --json benchmarks/results/$$name.json $(ARGS) || exit 1; done
+	$(BIN)/python -m benchmarks report
+
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
@@ -77,6 +83,12 @@ $(AZURITE):
 	mkdir -p $(@D)
 	if command -v npm; then npm install --silent --no-audit --no-fund --prefix $(@D) azurite@3.35.0; \
 	else echo "no npm: tests on Azure Blob Storage are skipped"; fi
+	touch $@
+
+# nnU-Net's own loader, too; without what it asks for and no benchmark needs
+$(VENV)/.bench: $(INSTALLED) benchmarks/nnunet.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/nnunet.txt
 	touch $@
 
 $(VENV)/.docs: $(INSTALLED)

@@ -30,7 +30,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 def loader(cohort: Cohort, *, keys: Any = None, **how: Any) -> PatchLoader:
-    names = {"crops_per_unit", "cache_bytes", "transform", "patch_size", "mode"}
+    names = {"crops_per_unit", "crops_per_volume", "cache_bytes", "transform", "patch_size", "mode"}
     asked = {name: how.pop(name) for name in names & set(how)}
     settings_ = {"patch_size": 24, "crops_per_volume": 16, "crops_per_unit": 4, "seed": 3, **asked}
     patches = PatchDataset(cohort, keys or {"image": "CT", "label": "seg"}, **settings_)
@@ -138,6 +138,38 @@ def test_no_batch_is_copied(cohort: Cohort, copied: list[bool]) -> None:
         assert all(same(taken(batch), other) for batch, other in zip(made, wanted, strict=True))
     assert len(copied) == 2 * 2 * len(made)
     assert not any(copied)
+    made.close()
+
+
+def test_only_what_will_be_taken_soon_is_read(cohort: Cohort) -> None:
+    """Lanes begin in mid-unit: what was before that comes at the end of the epoch, and is read then."""
+    made = loader(cohort, crops_per_volume=128, threads=1)
+    plan, blocks = made.patches.plan, made.patches.blocks()
+    assert len(made) > 2 * plan.workers * plan.units.crops  # it is not known yet that they will be taken
+    for step, batch in enumerate(made):
+        if step == len(made) // 3:
+            waiting = {(key, crop) for key, crops in list(blocks._waiting.items()) for crop in tuple(crops)}
+            dues = {(key, crop) for key, crops in list(blocks._due.items()) for crop in tuple(crops)}
+            assert waiting <= dues
+        for slot, start in zip(plan.batch_at(0, step), batch["box"][:, :, 0].tolist(), strict=True):
+            assert plan.unit(0, slot.unit).starts[slot.crop].tolist() == start
+    assert blocks.reads > len(plan.units)
+    made.close()
+
+
+def test_a_crop_that_was_not_due_is_read_when_it_is_asked_for(cohort: Cohort) -> None:
+    made = loader(cohort)
+    dataset, blocks = made.patches, made.patches.blocks()
+    whole = loader(cohort).patches.blocks()
+    blocks.expect((0, 3), 1, Due(0, 9, 0, 1))
+    assert blocks.request((0, 3))
+    blocks.run((0, 3))
+    assert set(blocks._waiting[0, 3]) == {1}
+    for crop in (2, 1, 0, 3):
+        found, other = blocks.take((0, 3), crop), whole.take((0, 3), crop)
+        assert all(np.array_equal(found.voxels[key], other.voxels[key]) for key in ("image", "label"))
+        assert found.start.tolist() == other.start.tolist()
+    assert dataset.plan.unit(0, 3).volume == found.volume
     made.close()
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sampling_truth import PATCH, TILE, volumes_of
 
 from radiodata.errors import ConfigError, PlanError
-from radiodata.sampling import Foreground, LabelIndex, Plan, Uniform, Volumes
+from radiodata.sampling import Foreground, LabelIndex, Plan, Uniform, Unit, Volumes
 from radiodata.sampling.targets import Boxes, Target
 
 SHAPE = (12, 9, 7)
@@ -45,6 +45,25 @@ def test_crops_of_a_unit_share_a_cell_and_stay_inside(
                 assert 0 <= after - before <= 1
     assert (unit.region[:, 0] == np.clip(unit.starts, 0, None).min(axis=0)).all()
     assert (unit.region[:, 1] <= shape).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(20, 60)] * 3),
+    patch=st.tuples(*[st.integers(1, 70)] * 3),
+    index=st.integers(0, 99),
+    crops=st.sets(st.integers(0, 4), min_size=1),
+)
+def test_a_part_of_a_unit_is_the_unit_of_those_crops(
+    shape: tuple[int, int, int], patch: tuple[int, int, int], index: int, crops: set[int]
+) -> None:
+    """Patches larger than the volume, too."""
+    unit = Plan(Volumes(("a",), np.array([shape]), (16, 16, 16)), Uniform(), patch, 1, 500, 5, 2).unit(0, index)
+    part, numbers = unit.part(sorted(crops)), sorted(crops)
+    alone = Unit.of(unit.volume, unit.starts[numbers], unit.patch, np.array(shape))
+    assert part.starts.tolist() == alone.starts.tolist()
+    assert part.region.tolist() == alone.region.tolist()
+    assert unit.part(range(5)).region.tolist() == unit.region.tolist()
 
 
 def test_borders_are_seen_as_often_as_their_start_collects() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     """Key of a sample to the voxels of a batch, ``(slot, channel, x, y, z)``."""
 
 
-@dataclass(order=True)
+@dataclass(order=True, slots=True)
 class Due:
     """When a crop will be taken, and where it will be then; in the order of time.
 
