@@ -261,7 +261,7 @@ def test_arrays_cross_as_they_are_and_memory_is_used_again() -> None:
         dropped = packer.take_back(unpacker.back())
         parcel = packer.pack(content)
         for sheet, file in packer.take_new():
-            unpacker.add(sheet, os.dup(file))
+            unpacker.add(sheet, file)
         unpacker.drop(dropped)
         return unpacker.unpack(parcel)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -107,6 +109,15 @@ def test_places_are_bounded_in_bytes() -> None:
     assert due(2, 0, places).place("image", (25,), I16) is not None
 
 
+def test_where_there_is_no_memory_there_is_no_place() -> None:
+    def full(shape: Any, dtype: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    places = Places(full, 100)
+    assert due(0, 0, places).place("image", (25,), I16) is None
+    assert places.take(0, 0) == {}
+
+
 def test_dues_are_in_the_order_of_time() -> None:
     places = Places(np.empty, 1)
     ordered = [Due(0, 1, 1, 2, places), Due(0, 2, 0, 2, None), Due(0, 2, 1, 3, places), Due(1, 0, 0, 1, places)]
@@ -171,6 +182,24 @@ def test_a_crop_that_was_not_due_is_read_when_it_is_asked_for(cohort: Cohort) ->
         assert found.start.tolist() == other.start.tolist()
     assert dataset.plan.unit(0, 3).volume == found.volume
     made.close()
+
+
+def test_few_files_may_be_open(cohort: Cohort) -> None:
+    """Each array of a batch to come is a file of its worker, which may have no more than this process."""
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
+from radiodata import Cohort, PatchDataset, PatchLoader
+keys = {{"image": "CT", "label": "seg"}}
+patches = PatchDataset(Cohort({cohort.uri!r}), keys, patch_size=24, crops_per_volume=128, crops_per_unit=16)
+with_files = PatchLoader(patches, 4, num_workers=1, multiprocessing_context="fork")
+print(sum(1 for _ in with_files), len(with_files))
+with_files.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    made, wanted = done.stdout.split()
+    assert made == wanted
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import mmap
 import os
 import pickle
 import threading
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+
+from radiodata.loading.mapped import Mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,18 +64,6 @@ class Parcel:
         self.content, self.sheets = content, tuple(sheets)
 
 
-@dataclass(frozen=True)
-class _Made:
-    map: mmap.mmap
-    file: int
-
-    def end(self) -> None:
-        """Free the memory, even where a process forked meanwhile still maps it."""
-        self.map.close()
-        os.ftruncate(self.file, 0)
-        os.close(self.file)
-
-
 class _Loan(NamedTuple):
     """A sheet that is given as memory, and not packed yet."""
 
@@ -94,7 +83,7 @@ class Packer:
 
     def __init__(self, keep: int) -> None:
         self._keep, self._numbers, self._loans = keep, itertools.count(), itertools.count()
-        self._maps: dict[int, _Made] = {}
+        self._maps: dict[int, Mapped] = {}
         self._free: deque[int] = deque()
         self._per_batch = 1
         self._lock = threading.Lock()
@@ -110,14 +99,14 @@ class Packer:
             return np.empty(shape, dtype)
         with self._lock:
             number = self._find(nbytes)
-            array = np.frombuffer(self._maps[number].map, dtype, count)
+            array = self._maps[number].array(dtype, count)
             loan = self._lent[array.ctypes.data] = _Loan(next(self._loans), number, nbytes)
         # an array may die anywhere, under any lock
         weakref.finalize(array, self._unused.append, (array.ctypes.data, loan.which)).atexit = False
         return array.reshape(shape)
 
     def take_new(self) -> list[tuple[Sheet, int]]:
-        """Sheets made since the last time, each with its open file."""
+        """Sheets made since the last time, each with its open file, which is the caller's to close."""
         with self._lock:
             new, self._new = self._new, []
         return new
@@ -150,8 +139,8 @@ class Packer:
             self._reclaim()
             excess = [self._free.popleft() for _ in range(len(self._free) - self._keep * self._per_batch)]
             ended = [self._maps.pop(number) for number in excess]
-        for made in ended:
-            made.end()
+        for mapped in ended:
+            mapped.free()
         return excess
 
     def _there(self, raw: memoryview) -> tuple[int, int] | None:
@@ -167,7 +156,7 @@ class Packer:
     def _copy(self, raw: memoryview) -> int:
         with self._lock:
             number = self._find(raw.nbytes)
-        np.copyto(np.frombuffer(self._maps[number].map, np.uint8, raw.nbytes), np.frombuffer(raw, np.uint8))
+        np.copyto(self._maps[number].array(np.uint8, raw.nbytes), np.frombuffer(raw, np.uint8))
         return number
 
     def _reclaim(self) -> None:
@@ -181,16 +170,16 @@ class Packer:
 
     def _find(self, nbytes: int) -> int:
         self._reclaim()
-        fitting = [n for n in self._free if len(self._maps[n].map) >= nbytes]
+        fitting = [n for n in self._free if len(self._maps[n]) >= nbytes]
         if fitting:
-            number = min(fitting, key=lambda n: len(self._maps[n].map))
+            number = min(fitting, key=lambda n: len(self._maps[n]))
             self._free.remove(number)
             return number
         number, size = next(self._numbers), -(-nbytes // _ROUND) * _ROUND
         file = os.memfd_create(f"radiodata-{number}")
         try:
             os.posix_fallocate(file, 0, size)  # fails here and now, not as a bus error in the middle of a copy
-            self._maps[number] = _Made(mmap.mmap(file, size), file)
+            self._maps[number] = Mapped(file, size)
         except OSError:
             os.close(file)
             raise
@@ -202,13 +191,15 @@ class Unpacker:
     """The loader's end, one a worker."""
 
     def __init__(self) -> None:
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: dict[int, Mapped] = {}
         self._back: deque[int] = deque()
 
     def add(self, sheet: Sheet, file: int) -> None:
         """Map a sheet that the worker has made."""
-        self._maps[sheet.number] = mmap.mmap(file, sheet.nbytes)
-        os.close(file)
+        try:
+            self._maps[sheet.number] = Mapped(file, sheet.nbytes)
+        finally:
+            os.close(file)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Forget sheets that the worker has dropped."""
@@ -228,7 +219,7 @@ class Unpacker:
         return tuple(self._back.popleft() for _ in range(len(self._back)))
 
     def _lend(self, number: int, nbytes: int) -> NDArray[np.uint8]:
-        lease = np.frombuffer(self._maps[number], np.uint8, nbytes)
+        lease = self._maps[number].array(np.uint8, nbytes)
         weakref.finalize(lease, self._back.append, number).atexit = False
         return lease
 

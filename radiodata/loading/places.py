@@ -72,7 +72,11 @@ class Places:
             if array is None:
                 if self._bytes >= self._most:
                     return None
-                array = self._arrays.setdefault(at, {})[name] = self._allocate(whole, dtype)
+                try:
+                    array = self._allocate(whole, dtype)
+                except OSError:  # no shared memory is left: whoever makes the batch will say so
+                    return None
+                self._arrays.setdefault(at, {})[name] = array
                 self._bytes += array.nbytes
         if array.shape != whole or array.dtype != dtype:
             return None

@@ -161,6 +161,7 @@ def _answer_all(channel: Channel, maker: _Maker, packer: Packer, new: list[Task]
         parcel = maker.parcel(task.turn, packer)
         for sheet, file in packer.take_new():
             channel.send(sheet, [file])
+            os.close(file)
         stats = maker.stats.take()
         channel.send(Answer(task.iteration, task.turn.step, parcel, stats, peak_memory(), tuple(dropped)))
         dropped.clear()
