@@ -135,7 +135,7 @@ def test_a_stuck_transform_is_shown(cohort: Cohort, made: Any, method: str) -> N
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stuck_read_is_named(cohort: Cohort, made: Any, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(PatchDataset, "_read_unit", lambda *_: go_on.wait(60) and [])
+    monkeypatch.setattr(PatchDataset, "_read_unit", lambda *_: go_on.wait(60) and {})
     ours = made(cohort, num_workers=workers, timeout=1.0, multiprocessing_context="fork" if workers else None)
     begun = time.monotonic()
     with pytest.raises(WorkerHungError, match=r"reading unit \d+: \[.*\] of volume 'sub-0"):
