@@ -146,11 +146,15 @@ def test_memory_is_used_again_and_what_is_too_much_is_let_go() -> None:
     several = [pool.empty((1 << 20,), np.dtype(np.uint8)) for _ in range(9)]
     del several[:8]
     assert sum(map(len, pool._free)) == 8 << 20  # in use a moment ago
-    large = pool.empty((64 << 20,), np.dtype(np.uint8))
-    del large, several
+    del several
+    assert sum(map(len, pool._free)) <= 3 << 20  # nothing is in use any more
+    held, large = pool.empty((1 << 20,), np.dtype(np.uint8)), pool.empty((64 << 20,), np.dtype(np.uint8))
+    del large
+    assert sum(map(len, pool._free)) >= 64 << 20
     for _ in range(1500):
         pool.empty((1 << 20,), np.dtype(np.uint8))
     assert sum(map(len, pool._free)) <= 3 << 20  # it is forgotten
+    del held
     assert pool.empty((0, 5), np.dtype(np.int16)).shape == (0, 5)
     assert pool.empty((SMALL - 1,), np.dtype(np.uint8)).base is None
 

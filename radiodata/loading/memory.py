@@ -72,6 +72,8 @@ class Pool:
     def _back(self, memory: mmap.mmap) -> None:
         self._used.pop(memory)
         self._free.append(memory)
+        if not self._used:  # the loader is gone
+            self._peak = 0
         try:
             most = max(self._most, self._peak - sum(list(self._used.values())))
             while sum(map(len, list(self._free))) > most:
