@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import importlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.contenders.base import LoaderSpec
-from benchmarks.loader import NNUNET, OURS, RADIOBJECT
-from benchmarks.phantom import Phantoms
+from benchmarks.loader import HERE, NNUNET, OURS, RADIOBJECT, data, describe
 from benchmarks.probes import device_bytes, evict
 from benchmarks.registry import READERS, Row
 
@@ -25,11 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.contenders.base import Box, Contender
+    from benchmarks.phantom import Phantoms
+
+__all__ = ["cases", "data", "describe", "measure"]
 
 SUMMARY = "crops of files that are not in the page cache: ms and MB from the disk per crop"
 PRIMARY, UNIT, HIGHER_IS_BETTER = "ms_per_crop", "ms", False
 PEERS = (*READERS, "MONAI")
-HERE = "benchmarks.contenders."
 CACHED = "MONAI CacheDataset"
 
 
@@ -65,21 +66,12 @@ ROWS = (
 )
 
 
-def data(folder: Path, parameters: Parameters) -> Phantoms:
-    return Phantoms(folder, parameters.shape, parameters.volumes)
-
-
 def cases(parameters: Parameters, row: Row) -> list[dict[str, Any]]:
     """Return one crop of an open volume, and the first epoch of a process; the latter alone of what keeps volumes."""
     crop = {"crop": parameters.crop, "crop_bytes": parameters.crop**3 * 2}
     one = {"case": f"one {parameters.crop}-cube", "kind": "crop", **crop}
     epoch = {"case": f"first epoch, batch {parameters.batch}", "kind": "epoch", "batch": parameters.batch, **crop}
     return [epoch] if row.name == CACHED else [one, epoch]
-
-
-def describe(parameters: Parameters) -> dict[str, Any]:
-    """Return the parameters as they go into the JSON."""
-    return asdict(parameters)
 
 
 def measure(

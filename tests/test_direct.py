@@ -128,6 +128,10 @@ def test_crops_that_are_not_in_the_box_are_refused(tmp_path: Path) -> None:
     for odd in (np.empty((1, 10, 10, 20), np.int16)[..., ::2], np.empty((1, 10, 10, 10), np.int32)):
         read_crops(of, box, np.array([[9, 9, 9]] * 2), [crops[0], odd], config=KERNEL)  # read whole, and copied
         np.testing.assert_array_equal(odd, voxels[:, 9:19, 9:19, 9:19])
+        for config in (KERNEL, QUERY):  # the box itself, too
+            odd[...] = -9
+            read_crops(of, np.array([[9, 19]] * 3), np.array([[9, 9, 9]]), [odd], config=config)
+            np.testing.assert_array_equal(odd, voxels[:, 9:19, 9:19, 9:19])
 
 
 @pytest.mark.parametrize("tile", [32, 64, (48, 32, 40), "axial", "sagittal", "coronal", (70, 80, 90)])

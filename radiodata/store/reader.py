@@ -125,7 +125,8 @@ def read_crops(
         raise ValueError(f"crops of {size} at {corners} are not all inside of the box {box.tolist()}")
     if any(crop.shape != (channels, *size) for crop in crops):
         raise ValueError(f"crops of shapes {sorted({c.shape for c in crops})}: all must be {(channels, *size)}")
-    if len(crops) == 1 and size == tuple(high - low for low, high in spans):
+    fits = crops[0].flags.c_contiguous and crops[0].dtype == source.dtype
+    if len(crops) == 1 and fits and size == tuple(high - low for low, high in spans):
         read_box(source, box, config=config, meter=meter, empty=lambda shape, dtype: crops[0])
         return
     with meter.call():
