@@ -38,9 +38,9 @@ def shape3(value: int | Sequence[int], name: str = "shape") -> Shape3:
 
 
 def box(start: Sequence[int] | NDArray[np.int64], stop: Sequence[int] | NDArray[np.int64]) -> Box:
-    """Pair start and stop into a box of shape ``(3, 2)``."""
-    both = np.empty((len(start), 2), np.int64)
-    both[:, 0], both[:, 1] = start, stop
+    """Pair start and stop into a box of shape ``(3, 2)``; many into many, along leading axes of both."""
+    both = np.empty((*np.shape(start), 2), np.int64)
+    both[..., 0], both[..., 1] = start, stop
     return both
 
 

@@ -91,7 +91,7 @@ def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate,
         return cast("Sample", collate_samples(samples, allocate))  # which says what differs
     volumes = [crop.volume for crop in crops]
     shapes, starts = held.volumes.shapes[volumes], np.array([crop.start for crop in crops])
-    where = np.stack([starts, starts + np.array([crop.shape for crop in crops])], axis=-1)
+    where = box(starts, starts + np.array([crop.shape for crop in crops]))
     return {
         **{name: _stacked(voxels, allocate, arrays.get(name)) for name, voxels in keys.items()},
         **{f"{name}_stats": torch.from_numpy(stats[volumes]) for name, stats in held.stats.items()},
@@ -107,8 +107,8 @@ def make_batch(held: AlignedVolumes, taken: Sequence[Taken], allocate: Allocate,
         "shape": torch.from_numpy(shapes),
         "box": torch.from_numpy(where),
         "valid": torch.from_numpy(np.minimum(np.maximum(where, 0), shapes[..., None]) - starts[..., None]),
-        "is_padding": torch.tensor([t.padding for t in taken]),
-        "key": torch.tensor([t.key for t in taken]),
+        "is_padding": torch.from_numpy(np.array([t.padding for t in taken], np.bool_)),
+        "key": torch.from_numpy(np.array([t.key for t in taken], np.int64)),
     }
 
 

@@ -61,14 +61,16 @@ class Boxes:
     def within(self, first: Ints, last: Ints) -> tuple[float, Boxes]:
         """Probability of a part, and the distribution given that part."""
         low, high = np.maximum(self.low, first), np.minimum(self.high, last)
-        inside = (high > low).all(axis=1)
-        share = np.prod((high - low)[inside] / (self.high - self.low)[inside], axis=1) * self.weights[inside]
-        mass = float(share.sum())
+        inside = np.logical_and.reduce(high > low, axis=1)
+        share = np.multiply.reduce((high - low)[inside] / (self.high - self.low)[inside], axis=1) * self.weights[inside]
+        mass = float(np.add.reduce(share))
         return mass, Boxes(low[inside], high[inside], share / mass if mass else share)
 
     def draw(self, rng: np.random.Generator, n: int) -> Ints:
         """`n` centres."""
         chosen = _choose(rng, self.weights, n)
+        if len(self.weights) == 1:
+            return rng.integers(self.low[0], self.high[0], (n, 3))
         return rng.integers(self.low[chosen], self.high[chosen])
 
 
@@ -138,9 +140,8 @@ class Target:
     def starts_of(self, centres: Ints) -> Ints:
         """Crop starts of centres, shape ``(..., 3)``: clamped into the volume, or centred on a smaller one."""
         spare = self.shape - self.patch
-        clamped = np.clip(centres - self.patch // 2, 0, np.maximum(spare, 0))
-        starts: Ints = np.where(spare < 0, -((-spare) // 2), clamped)
-        return starts
+        starts: Ints = np.minimum(np.maximum(centres - self.patch // 2, 0), np.maximum(spare, 0))
+        return starts if (spare >= 0).all() else np.where(spare < 0, -((-spare) // 2), starts)
 
     def draw(self, rng: np.random.Generator) -> Ints:
         """One crop start, int64, shape ``(3,)``."""
@@ -201,7 +202,10 @@ def centre_range(low: Ints, high: Ints, shape: Ints, patch: Ints) -> tuple[Ints,
 
 
 def _choose(rng: np.random.Generator, weights: Floats, n: int) -> Ints:
-    reached = np.cumsum(weights)
-    found = np.searchsorted(reached, rng.random(n) * reached[-1], side="right")
+    drawn = rng.random(n)
+    if len(weights) == 1:
+        return np.zeros(n, np.int64)
+    reached = weights.cumsum()
+    found = reached.searchsorted(drawn * reached[-1], side="right")
     chosen: Ints = np.minimum(found, len(weights) - 1)
     return chosen
