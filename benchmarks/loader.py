@@ -187,6 +187,12 @@ class Run:
         self._batches = iter(self.loader)
         return next(self._batches)
 
+    def close(self) -> None:
+        """End the epoch, and the loader, where they can be ended: reads hold what they read until they have it."""
+        for one in (self._batches, self.loader):
+            if hasattr(one, "close"):
+                one.close()
+
     def warm_up(self, cap_s: float) -> None:
         """Go on to the first batch of the second epoch, for at most ``cap_s`` seconds."""
         end = time.perf_counter() + cap_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,22 +107,23 @@ def measure(
         contender.publish(folder.name, port)
         proxy.set(latency=ms / 1000, mbit=mbit)
         tick = time.perf_counter()
-        run = Run(_loader(contender, phantoms, folder, proxy.port, spec))
-        batch = run.step()
-        first_batch_s = time.perf_counter() - tick
-        image = contender.image(batch)
-        run.warm_up(p.cap_s)
-        proxy.taken()
-        begin = time.perf_counter()
-        timed = run.timed(p.least_s, p.cap_s, p.batch)
-        spent = time.perf_counter() - begin
-        requests = proxy.taken()
+        with closing(Run(_loader(contender, phantoms, folder, proxy.port, spec))) as run:  # before the server goes
+            batch = run.step()
+            first_batch_s = time.perf_counter() - tick
+            image = contender.image(batch)
+            run.warm_up(p.cap_s)
+            proxy.taken()
+            begin = time.perf_counter()
+            timed = run.timed(p.least_s, p.cap_s, p.batch)
+            spent = time.perf_counter() - begin
+            requests = proxy.taken()
+            memory = memory_bytes()
         samples = max(float(timed[PRIMARY] or 0) * spent, 1)
         received = sum(r.received for r in requests)
     return {
         **{name: [value] for name, value in timed.items()},
         "first_batch_s": [first_batch_s],
-        "memory_bytes": [memory_bytes()],
+        "memory_bytes": [memory],
         "bytes_per_sample": [received / samples],
         "requests_per_sample": [len(requests) / samples],
         "bandwidth_share": [received / spent / (mbit * 125_000)],
