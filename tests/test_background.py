@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from small import small_cohort
 
 from radiodata.errors import SampleError, WorkerHungError
-from radiodata.loading import PatchDataset, PatchLoader, pinning, transport
+from radiodata.loading import PatchDataset, PatchLoader, memory, pinning, transport
 from radiodata.loading.background import in_background
 from radiodata.loading.collate import collate_samples
 from radiodata.loading.reading import UnitReader
@@ -199,6 +200,31 @@ def test_errors_name_the_sample(cohort: Cohort, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SampleError, match="no such tile"):
         next(iter(loader(cohort)))
     assert not running()
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_a_loader_that_has_ended_holds_nothing_that_it_read(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(memory, "SMALL", 0)  # so that crops as small as these lie in memory that is counted
+    gc.collect()
+    before = set(memory.batches._used)
+    gc.disable()  # what is dropped goes at once, not when somebody looks for cycles
+    try:
+        made = loader(cohort)
+        dataset = weakref.ref(made.patches)
+        for steps in (len(made), 3):  # a whole epoch, after which it reads on, and a part of one
+            assert sum(1 for _ in itertools.islice(made, steps)) == steps
+        assert set(memory.batches._used) - before
+        if end == "close":
+            made.close()
+            assert not set(memory.batches._used) - before
+            assert sum(1 for _ in made) == len(made)  # it begins again
+        del made
+        assert comes(lambda: dataset() is None)  # a thread may still read
+        assert comes(lambda: not set(memory.batches._used) - before)
+    finally:
+        gc.enable()
 
 
 def test_leaving_does_not_wait_for_a_read_that_hangs(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:

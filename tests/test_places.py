@@ -169,9 +169,8 @@ def test_only_what_will_be_taken_soon_is_read(cohort: Cohort) -> None:
 
 
 def test_a_crop_that_was_not_due_is_read_when_it_is_asked_for(cohort: Cohort) -> None:
-    made = loader(cohort)
-    dataset, blocks = made.patches, made.patches.blocks()
-    whole = loader(cohort).patches.blocks()
+    made, another = loader(cohort), loader(cohort)
+    dataset, blocks, whole = made.patches, made.patches.blocks(), another.patches.blocks()
     blocks.expect((0, 3), 1, Due(0, 9, 0, 1))
     assert blocks.request((0, 3))
     blocks.run((0, 3))
@@ -182,6 +181,7 @@ def test_a_crop_that_was_not_due_is_read_when_it_is_asked_for(cohort: Cohort) ->
         assert found.start.tolist() == other.start.tolist()
     assert dataset.plan.unit(0, 3).volume == found.volume
     made.close()
+    another.close()
 
 
 def test_few_files_may_be_open(cohort: Cohort) -> None:

@@ -80,3 +80,5 @@ def in_background(
     finally:
         atexit.unregister(end)
         end(patience)
+        error = None  # it, or one that nobody asked for, would hold all that it came through, and itself
+        out.queue.clear()

@@ -116,6 +116,12 @@ class BlockCache:
             for key in [k for k, r in self._reading.items() if not r.begun]:
                 del self._reading[key]
 
+    def clear(self) -> None:
+        """Let go of all crops that wait: who takes one after that has its unit read again."""
+        with self._lock:
+            for key in list(self._waiting):
+                self._drop(key)
+
     @property
     def open(self) -> int:
         """Units of which crops wait here, or that are being read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import deque
 from dataclasses import replace
 from functools import cached_property
@@ -332,7 +333,9 @@ class PatchDataset(IterableDataset[Sample]):
     def blocks(self) -> BlockCache:
         """Give the cache of this process."""
         if self._cache is None or self._cache_pid != os.getpid():  # a forked worker's cache is its own
-            self._cache, self._cache_pid = BlockCache(self._read_unit, self.cache_bytes, self.unit_bytes), os.getpid()
+            me = weakref.proxy(self)  # so that it goes, with its crops, when nobody has it any more
+            self._cache = BlockCache(lambda key: me._read_unit(key), self.cache_bytes, lambda key: me.unit_bytes(key))
+            self._cache_pid = os.getpid()
         return self._cache
 
     def _read_unit(self, key: UnitKey) -> dict[int, Crop]:

@@ -199,6 +199,8 @@ class ReadAhead:
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        if self.places is not None:
+            self.places.restart(0, 0)
 
     def _follows(self, turn: Turn) -> bool:
         return self._turn is not None and self._turn.comes_before(turn)

@@ -233,13 +233,18 @@ class LocalTransport:
         return pinned(make, self._stats, **how) if self._pin else in_background(make, "radiodata-batch", **how)
 
     def close(self) -> None:
-        """End the threads, which otherwise end with their iterator, but where they read on for the next one."""
+        """End the threads, which otherwise end with their iterator, but where they read on for the next one.
+
+        What they have read is let go of.
+        """
         if self._kept is not None:
             atexit.unregister(self._kept.close)
             self._kept.close()
         if self._end is not None:
             self._end.detach()
-        self._kept = None
+        self._kept = self._at = None
+        if (blocks := self._source.blocks()) is not None:
+            blocks.clear()
 
     def _locked(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
         with closing(batches):
