@@ -267,7 +267,7 @@ class PatchLoader:
         )
 
     def close(self) -> None:
-        """End the workers now, rather than when the loader goes or the program ends; ``iter()`` starts others."""
+        """End workers and threads, and let go of what they read, rather than when the loader goes; ``iter()`` begins anew."""
         self._transport.close()
 
     def stop_after(self, batches: float) -> None:
