@@ -6,8 +6,10 @@ import gc
 import itertools
 import os
 import pickle
+import tempfile
 import threading
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -324,6 +326,27 @@ def test_messages_come_whole_or_not_at_all() -> None:
     with pytest.raises(EOFError):
         here.receive()
     here.close()
+
+
+def test_few_files_are_open_however_many_wait() -> None:
+    here, there = Channel.pair()
+    with tempfile.TemporaryFile() as file:
+        for number in range(100):
+            there.send(number, [file.fileno()] if number % 3 else [])
+        there.send("the last")
+        got: list[Any] = []
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        while messages := here.receive():
+            assert len(list(Path("/proc/self/fd").iterdir())) - before <= 16
+            for message in messages:
+                got.append(message)
+                if message != "the last" and message % 3:
+                    came = here.next_file()
+                    assert os.path.samestat(os.fstat(came), os.fstat(file.fileno()))
+                    os.close(came)
+    assert got == [*range(100), "the last"]
+    here.close()
+    there.close()
 
 
 def test_statistics_of_processes_add_up() -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 1 << 18
 _FILES_SPACE = socket.CMSG_SPACE(16 * array("i").itemsize)
+_MANY = 16
+"""Files that are open here until somebody takes them, at which no more messages are taken: a process may have few."""
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -47,7 +49,7 @@ class Channel:
         self._socket.sendall(frame[sent:])
 
     def receive(self, *, wait: bool = False) -> list[Any]:
-        """Take the messages that are here whole; wait for at least one if told to.
+        """Take the messages that are here whole, or some of them; wait for at least one if told to.
 
         Raises
         ------
@@ -56,7 +58,7 @@ class Channel:
         """
         messages = self._whole()
         how = _CLOSE_ON_EXEC | (0 if wait else socket.MSG_DONTWAIT)
-        while not (wait and messages):
+        while not (messages and (wait or len(self._files) >= _MANY)):
             try:
                 data, beside, _, _ = self._socket.recvmsg(_CHUNK, _FILES_SPACE, how)  # recv_fds ignores flags
             except BlockingIOError:

@@ -267,7 +267,7 @@ class PatchLoader:
         )
 
     def close(self) -> None:
-        """End workers and threads, and let go of what they read, rather than when the loader goes; ``iter()`` begins anew."""
+        """End workers and threads, and let go of what they read, before the loader goes; ``iter()`` begins anew."""
         self._transport.close()
 
     def stop_after(self, batches: float) -> None:

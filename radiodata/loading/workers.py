@@ -64,21 +64,22 @@ class Worker:
 
     def receive(self) -> list[Answer]:
         """Take the answers that are here."""
-        answers = []
-        try:
-            messages = self.channel.receive()
-        except EOFError:
-            return []
-        for message in messages:
-            if isinstance(message, Hello):
-                self.board, self.ready_at = Board(self.channel.next_file()), time.monotonic()
-            elif isinstance(message, Sheet):
-                self.inbox.add(message, self.channel.next_file())
-            else:
-                self.inbox.drop(message.dropped)
-                self.peak = message.peak
-                answers.append(message)
+        answers: list[Answer] = []
+        with contextlib.suppress(EOFError):
+            while messages := self.channel.receive():
+                for message in messages:
+                    self._take(message, answers)
         return answers
+
+    def _take(self, message: Any, answers: list[Answer]) -> None:
+        if isinstance(message, Hello):
+            self.board, self.ready_at = Board(self.channel.next_file()), time.monotonic()
+        elif isinstance(message, Sheet):
+            self.inbox.add(message, self.channel.next_file())
+        else:
+            self.inbox.drop(message.dropped)
+            self.peak = message.peak
+            answers.append(message)
 
     def open(self, answer: Answer) -> Any:
         """Give the batch of an answer, or raise the error that came of it: the same, with the worker's stack."""
