@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 1 << 18
-_FILES_SPACE = socket.CMSG_SPACE(16 * array("i").itemsize)
 _MANY = 16
 """Files that are open here until somebody takes them, at which no more messages are taken: a process may have few."""
+_FILES_SPACE = socket.CMSG_SPACE(_MANY * array("i").itemsize)
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
