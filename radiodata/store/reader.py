@@ -170,8 +170,10 @@ def _query(source: VoxelSource, box: Box, first: int, last: int, out: Voxels, co
 
 def _refuse_outside(source: VoxelSource, spans: Spans, first: int, last: int) -> None:
     """The domain of a shard is wide: TileDB would answer a read beyond the volume with fill values."""
-    inside = all(0 <= lo < hi <= size for (lo, hi), size in zip(spans, source.size, strict=True))
-    if not inside or not 0 <= first < last <= source.shape[0]:
+    (x0, x1), (y0, y1), (z0, z1) = spans
+    channels, x, y, z = source.shape
+    inside = 0 <= x0 < x1 <= x and 0 <= y0 < y1 <= y and 0 <= z0 < z1 <= z
+    if not inside or not 0 <= first < last <= channels:
         box = [list(span) for span in spans]
         raise ValueError(f"box {box}, channels {first}:{last} is empty or outside of shape {source.shape}")
 

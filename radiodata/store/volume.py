@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from radiodata.store.config import ReadConfig
 
 
+_ALL = slice(None)
+
+
 class Volume(Outward):
     """A volume, indexed like a NIfTI array: ``vol[100:164, 100:164, 50:114]`` reads those tiles only.
 
@@ -102,16 +105,17 @@ class Volume(Outward):
         IndexError
             For an index out of range, too many indices, or one that is neither int nor slice.
         """
-        parts = _complete(index, len(self.shape))
-        spans = [_span(part, size, axis) for axis, (part, size) in enumerate(zip(parts, self.shape, strict=True))]
-        lows, highs = [lo for lo, _ in spans], [hi for _, hi in spans]
-        channels = (lows[3], highs[3]) if len(spans) == 4 else (0, 1)
-        if any(hi <= lo for lo, hi in spans):
+        shape = self.shape
+        parts = _complete(index, len(shape))
+        picks = [_pick(part, size, axis) for axis, (part, size) in enumerate(zip(parts, shape, strict=True))]
+        spans, within = [span for span, _ in picks], tuple(of for _, of in picks)
+        channels = spans[3] if len(spans) == 4 else (0, 1)
+        if (0, 0) in spans:
             block = np.empty((channels[1] - channels[0], *(h - lo for lo, h in spans[:3])), self.dtype)
         else:
-            block = self._read(box(lows[:3], highs[:3]), channels)
+            block = self._read(np.array(spans[:3], np.int64), channels)
         block = block[0] if len(spans) == 3 else np.moveaxis(block, 0, -1)
-        picked: NDArray[Any] = block[tuple(_within(part, n) for part, n in zip(parts, self.shape, strict=True))]
+        picked: NDArray[Any] = block[within]
         return picked
 
     def to_numpy(self) -> NDArray[Any]:
@@ -192,32 +196,30 @@ def physical(stored: Voxels, source: VoxelSource) -> Voxels:
 
 def _complete(index: Any, ndim: int) -> list[Any]:
     parts = list(index) if isinstance(index, tuple) else [index]
-    if sum(p is Ellipsis for p in parts) > 1:
+    dots = [i for i, p in enumerate(parts) if p is Ellipsis]
+    if len(dots) > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
-    if any(p is Ellipsis for p in parts):
-        at = next(i for i, p in enumerate(parts) if p is Ellipsis)
+    for at in dots:
         parts[at : at + 1] = [slice(None)] * (ndim - len(parts) + 1)
     if len(parts) > ndim:
         raise IndexError(f"too many indices: {len(parts)} for a volume of {ndim} axes")
     return parts + [slice(None)] * (ndim - len(parts))
 
 
-def _span(part: Any, size: int, axis: int) -> tuple[int, int]:
+def _pick(part: Any, size: int, axis: int) -> tuple[tuple[int, int], Any]:
+    """Give the span that a part of an index needs, (0, 0) where it is empty; and the part, within that span."""
     if isinstance(part, slice):
-        picked = range(*part.indices(size))
-        return (min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1) if picked else (0, 0)
+        start, stop, step = part.indices(size)
+        if step == 1:
+            return ((start, stop), _ALL) if start < stop else ((0, 0), _ALL)
+        picked = range(start, stop, step)
+        if not picked:
+            return (0, 0), _ALL
+        # min and max of the range are both picked, so either end starts it
+        return (min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1), slice(None, None, step)
     if not isinstance(part, int | np.integer) or isinstance(part, bool):
         raise IndexError(f"index {part!r} on axis {axis}: volumes take ints and slices")
     if not -size <= part < size:
         raise IndexError(f"index {part} is out of range for axis {axis} of size {size}")
     at = int(part) % size
-    return (at, at + 1)
-
-
-def _within(part: Any, size: int) -> Any:
-    if not isinstance(part, slice):
-        return 0
-    picked = range(*part.indices(size))
-    if not picked:
-        return slice(0, 0)
-    return slice(None, None, picked.step)  # min and max of the range are both picked, so either end starts it
+    return (at, at + 1), 0

@@ -14,6 +14,7 @@ F is attributes + 1 (coordinates) + dimensions. "Tile offsets" is a generic tile
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radiodata.store.direct.native import address_of
 from radiodata.store.direct.refusal import Refused, need
 
 if TYPE_CHECKING:
@@ -59,6 +61,11 @@ class Fragment:
     def grid(self) -> Shape3:
         """Tiles along ``(x, y, z)``."""
         return grid_of(self.shape, self.layout)
+
+    @cached_property
+    def offsets_at(self) -> int:
+        """Address of `offsets`."""
+        return address_of(self.offsets)
 
     @property
     def size(self) -> int:
@@ -99,7 +106,7 @@ def fragment_of(folder: str, layout: Layout, shape: tuple[int, int, int, int], o
     Refused
         When there are not as many as a volume of `shape` has.
     """
-    tiles = shape[0] * int(np.prod(grid_of(shape, layout)))
+    tiles = shape[0] * math.prod(grid_of(shape, layout))
     need(len(offsets) == tiles + 1, f"its metadata tells of {len(offsets) - 1} tiles, not {tiles}")
     return Fragment(f"{folder}/a0.tdb", layout, shape, offsets)
 

@@ -49,16 +49,16 @@ def spans_of(box: Box) -> Spans:
 
 def pieces_of(fragment: Fragment, spans: Spans, channels: Span) -> list[Piece]:
     """Pieces that cover a box of some channels."""
-    (gx, gy, gz), most = fragment.grid, fragment.layout.tiles_a_piece
-    (x0, x1), (y0, y1), (z0, z1) = (
-        (lo // t, (hi - 1) // t + 1) for (lo, hi), t in zip(spans, fragment.layout.tile, strict=True)
-    )
-    runs = [(z, min(most, z1 - z)) for z in range(z0, z1, most)]
+    layout, (gx, gy, gz) = fragment.layout, fragment.grid
+    (tx, ty, tz), most = layout.tile, layout.tiles_a_piece
+    (x0, x1), (y0, y1), (z0, z1) = spans
+    first, end = z0 // tz, (z1 - 1) // tz + 1
+    runs = [(z, min(most, end - z)) for z in range(first, end, most)]
     return [
         Piece(channel - channels[0], x, y, z, ((channel * gx + x) * gy + y) * gz + z, tiles)
         for channel in range(*channels)
-        for x in range(x0, x1)
-        for y in range(y0, y1)
+        for x in range(x0 // tx, (x1 - 1) // tx + 1)
+        for y in range(y0 // ty, (y1 - 1) // ty + 1)
         for z, tiles in runs
     ]
 

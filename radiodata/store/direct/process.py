@@ -225,11 +225,10 @@ class Direct:
         need(shard.layout.dtype == source.dtype, "its dtype is not that of the row of obs")
         folder = shard.fragment(source.slot)
 
-        _, tiles = self._indexes.get(source.index[0] if source.index else "", ({}, {}))
-        if folder in tiles:
-            return fragment_of(folder, shard.layout, source.shape, tiles[folder])
-
         def load() -> tuple[Fragment | Refused, int]:
+            _, tiles = self._indexes.get(source.index[0] if source.index else "", ({}, {}))
+            if folder in tiles:
+                return _kept(lambda: fragment_of(folder, shard.layout, source.shape, tiles[folder])), 500
             raw = self._metadata(folder, config)
             made = _kept(lambda: parse(raw, folder, source.slot, source.shape, shard.schema_name, shard.layout))
             return made, 500 + (made.offsets.nbytes if isinstance(made, Fragment) else 0)
