@@ -200,10 +200,10 @@ def _complete(index: Any, ndim: int) -> list[Any]:
     if len(dots) > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
     for at in dots:
-        parts[at : at + 1] = [slice(None)] * (ndim - len(parts) + 1)
+        parts[at : at + 1] = [_ALL] * (ndim - len(parts) + 1)
     if len(parts) > ndim:
         raise IndexError(f"too many indices: {len(parts)} for a volume of {ndim} axes")
-    return parts + [slice(None)] * (ndim - len(parts))
+    return parts + [_ALL] * (ndim - len(parts))
 
 
 def _pick(part: Any, size: int, axis: int) -> tuple[tuple[int, int], Any]:

@@ -84,7 +84,7 @@ def _made_to_cut(key: tuple[int, str], anew: bool) -> Cutter:
 
     def read(file: DataFile, fragment: Fragment, spans: Spans, out: Voxels) -> None:
         (x, _), (y, _), (low, _) = spans
-        halves = [np.empty((*out.shape[:3], out.shape[3] - 1), out.dtype) for _ in range(2)]
+        halves = [np.zeros((*out.shape[:3], out.shape[3] - 1), out.dtype) for _ in range(2)]
         made(file, fragment, spans, pieces_of(fragment, spans, (0, 1)), [(x, y, low), (x, y, low + 1)], halves)
         out[..., :-1], out[..., -1:] = halves[0], halves[1][..., -1:]
         if not np.array_equal(out[..., 1:], halves[1]):
@@ -153,8 +153,9 @@ def _reader(function: Callable[..., int]) -> Reader:
         for batch in taken(work):
             told, at = _told(calls, layout, spans, out.shape[1:], batch)
             wrong = function(
-                at, scratch.decoder, file.fd, at + 8 * _WORDS, fragment.offsets_at, at + 8 * _PIECES, len(batch),
-                at + 8 * _BOX, scratch.file_at, len(scratch.file), scratch.chunk_at, into, at + 8 * _CLOCK,
+                at, scratch.decoder, file.fd, at + 8 * _WORDS, address_of(fragment.offsets), at + 8 * _PIECES,
+                len(batch), at + 8 * _BOX, scratch.file_at, len(scratch.file), scratch.chunk_at, into,
+                at + 8 * _CLOCK,
             )  # fmt: skip
             _refuse(wrong)
             reading += int(told[_READING])
@@ -180,7 +181,7 @@ def _cutter(function: Callable[..., int]) -> Cutter:
         cuts = np.array([(*corner, address_of(crop)) for corner, crop in zip(corners, crops, strict=True)], np.int64)
         told, at = _told(calls, layout, spans, crops[0].shape[1:], work)
         wrong = function(
-            at, scratch.decoder, file.fd, at + 8 * _WORDS, fragment.offsets_at, at + 8 * _PIECES, len(work),
+            at, scratch.decoder, file.fd, at + 8 * _WORDS, address_of(fragment.offsets), at + 8 * _PIECES, len(work),
             at + 8 * _BOX, scratch.file_at, len(scratch.file), scratch.chunk_at, scratch.column_at, address_of(cuts),
             len(cuts), at + 8 * _CLOCK,
         )  # fmt: skip
@@ -211,7 +212,7 @@ def _prove(read: Callable[[DataFile, Fragment, Spans, Voxels], None], size: int,
     tiles = [_tile(tile) for tile in values]
     where = np.cumsum([0, *map(len, tiles)]).astype(offsets)
     spans = ((1, 4), (0, 4), (2, 10))
-    out = np.empty((1, 3, 4, 8), layout.dtype)
+    out = np.zeros((1, 3, 4, 8), layout.dtype)  # memory as it comes may hold what a proof before read
     with tempfile.NamedTemporaryFile() as stream:
         stream.write(b"".join(tiles))
         stream.flush()

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from radiodata.store.direct.native import address_of
 from radiodata.store.direct.refusal import Refused, need
 
 if TYPE_CHECKING:
@@ -61,11 +60,6 @@ class Fragment:
     def grid(self) -> Shape3:
         """Tiles along ``(x, y, z)``."""
         return grid_of(self.shape, self.layout)
-
-    @cached_property
-    def offsets_at(self) -> int:
-        """Address of `offsets`."""
-        return address_of(self.offsets)
 
     @property
     def size(self) -> int:
